@@ -1,0 +1,111 @@
+"""Derivatives that need no derivation: the complex step and central differences, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+Tree = Any
+
+
+def central_differences(
+    f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-5
+) -> tuple[Tree, Tree]:
+    """The gradient of a scalar function by differences, and where it cannot be trusted.
+
+        ∂f/∂vᵢ ≈ (f(v + h eᵢ) - f(v - h eᵢ)) / 2h
+
+    A kink between v - h eᵢ and v + h eᵢ shows in the two one-sided slopes: their distance does not
+    halve with h, as it does for a smooth function.  Such coordinates are rejected.
+
+    Args:
+        f: a real function of the tree.
+        point: a tree of float64 arrays.
+        h: the step.
+
+    Returns:
+        ``(gradient, rejected)``, two trees like ``point``, the second of booleans.
+
+    Raises:
+        TypeError: when ``point`` is not float64 (differences of float32 are too coarse to judge).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop.checking import central_differences
+    >>> with jax.enable_x64(True):
+    ...     slopes, rejected = central_differences(lambda v: jnp.abs(v).sum(), jnp.array([2.0, 0.0]))
+    >>> slopes.round(6).tolist(), rejected.tolist()
+    ([1.0, 0.0], [False, True])
+    """
+    flat, unravel = _flat(point)
+
+    @jax.jit
+    def slopes(direction):
+        def value(t):
+            return f(unravel(flat + t * direction))
+
+        middle, low, high = value(0.0), value(-h), value(h)
+        half_low, half_high = value(-h / 2), value(h / 2)
+        bend = jnp.abs(high - 2 * middle + low) / h
+        half_bend = jnp.abs(half_high - 2 * middle + half_low) / (h / 2)
+        slope, half_slope = (high - low) / (2 * h), (half_high - half_low) / h
+        scale = 1e-5 * (1 + jnp.abs(slope))
+        # Smooth: bends are h f″ and h f″/2, the slopes agree to h².  A kink at v keeps the bend, one
+        # beside it moves the slope.
+        kink = (half_bend > 0.75 * bend) & (bend > scale) | (jnp.abs(slope - half_slope) > scale / 10)
+        return slope, kink
+
+    gradient, rejected = jax.lax.map(slopes, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256)
+    return unravel(gradient), _like(point, rejected)
+
+
+def complex_step(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-30) -> Tree:
+    """The gradient of an analytic scalar function, exact to rounding.
+
+        ∂f/∂vᵢ = Im f(v + i h eᵢ) / h        (Squire & Trapp 1998, SIAM Rev. 40, eq. 2)
+
+    Args:
+        f: a function that is analytic and computes in complex numbers when given some.
+        point: a tree of float64 arrays.
+        h: the step; nothing cancels, so it is tiny.
+
+    Returns:
+        A tree like ``point``.
+
+    Raises:
+        TypeError: when ``point`` is not float64.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop.checking import complex_step
+    >>> with jax.enable_x64(True):
+    ...     print(complex_step(lambda v: (v**3).sum(), jnp.array([2.0, 1.0])).tolist())
+    [12.0, 3.0]
+    """
+    flat, unravel = _flat(point)
+
+    @jax.jit
+    def slope(direction):
+        return jnp.imag(f(_like(point, flat + 1j * h * direction))) / h
+
+    return unravel(jax.lax.map(slope, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256))
+
+
+def _flat(point: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
+    wrong = {str(leaf.dtype) for leaf in jax.tree.leaves(point)} - {"float64"}
+    if wrong:
+        raise TypeError(f"the point is {sorted(wrong)}, float64 is due; see jax.enable_x64")
+    return ravel_pytree(point)
+
+
+def _like(point: Tree, flat: jax.Array) -> Tree:
+    """The vector cut into a tree like ``point``, in the vector's own dtype."""
+    leaves, structure = jax.tree.flatten(point)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    pieces = jnp.split(flat, ends[:-1])
+    return structure.unflatten(
+        piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)
+    )

@@ -1,0 +1,504 @@
+"""Layers made of layers.
+
+A combinator lists its ``parts`` and its ``rebuild`` makes it anew from other parts, so whoever
+wants to look inside a model maps over its parts and rebuilds it (:func:`summary` does).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .layer import Layer, LayerError, as_layer, gradient, is_shape, position
+
+Tree = Any
+
+
+def serial(*layers: Layer) -> Layer:
+    """One layer after the other; params and tree are tuples, an entry per layer.
+
+        forward     h⁽⁰⁾ = x      h⁽ˡ⁾ = fₗ(h⁽ˡ⁻¹⁾)      y = h⁽ᴸ⁾
+        transport   δ⁽ᴸ⁾ = δ      δ⁽ˡ⁻¹⁾ = δ⁽ˡ⁾ ∂fₗ/∂h⁽ˡ⁻¹⁾      δx = δ⁽⁰⁾
+
+    Args:
+        *layers: any layers, each taking what the one before it returns.
+
+    Raises:
+        LayerError: when an entry is no Layer, or a layer cannot take its input; the message names
+            the layer's position, as in ``layers[2] dense: ...``.
+
+    >>> import jax
+    >>> from funcprop import dense, serial, tanh
+    >>> params, out_shape = serial(dense(5), tanh, dense(2)).init(jax.random.key(0), (4,))
+    >>> len(params), params[2]["w"].shape, out_shape
+    (3, (2, 5), (2,))
+    """
+    layers = tuple(as_layer(layer, f"layers[{i}]") for i, layer in enumerate(layers))
+
+    def init(key, shape):
+        params = []
+        for i, (layer, part_key) in enumerate(zip(layers, _split(key, len(layers)), strict=True)):
+            with position(f"layers[{i}]"):
+                part, shape = layer.init(part_key, shape)
+            params.append(part)
+        return tuple(params), shape
+
+    def forward(params, x, key=None):
+        _check_parts("serial", params, layers)
+        residuals = []
+        for i, (layer, part, part_key) in enumerate(
+            zip(layers, params, _split(key, len(layers)), strict=True)
+        ):
+            with position(f"layers[{i}]"):
+                x, kept = layer.forward(part, x, part_key)
+            residuals.append(kept)
+        return x, tuple(residuals)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        trees: list[Tree] = [()] * len(layers)
+        for i in reversed(range(len(layers))):
+            with position(f"layers[{i}]"):
+                delta, trees[i] = layers[i].backward(weights[i], residuals[i], delta, statistic)
+        return delta, tuple(trees)
+
+    return Layer(init, forward, backward, "serial", layers, lambda parts: serial(*parts))
+
+
+def parallel(*layers: Layer) -> Layer:
+    """Each layer applied to its own entry of a tuple; params and tree are tuples too.
+
+        forward     yᵢ = fᵢ(xᵢ)
+        transport   δxᵢ = δᵢ ∂fᵢ/∂xᵢ
+
+    Args:
+        *layers: one layer for each entry of the input.
+
+    Raises:
+        LayerError: when the input is not a tuple of that many entries.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import dense, fork, parallel, serial
+    >>> two_heads = serial(fork(2), parallel(dense(3), dense(1)))
+    >>> params, out_shape = two_heads.init(jax.random.key(0), (4,))
+    >>> [struct.shape for struct in out_shape]
+    [(3,), (1,)]
+    """
+    layers = tuple(as_layer(layer, f"layers[{i}]") for i, layer in enumerate(layers))
+
+    def init(key, shape):
+        _check_tuple("parallel", "shape", shape, len(layers))
+        made = []
+        for i, (layer, entry, k) in enumerate(
+            zip(layers, shape, _split(key, len(layers)), strict=True)
+        ):
+            with position(f"layers[{i}]"):
+                made.append(_init_entry(layer, k, entry))
+        return tuple(params for params, _ in made), tuple(struct for _, struct in made)
+
+    def forward(params, x, key=None):
+        _check_tuple("parallel", "x", x, len(layers))
+        _check_parts("parallel", params, layers)
+        made = []
+        for i, (layer, part, entry, k) in enumerate(
+            zip(layers, params, x, _split(key, len(layers)), strict=True)
+        ):
+            with position(f"layers[{i}]"):
+                made.append(layer.forward(part, entry, k))
+        return tuple(y for y, _ in made), tuple(kept for _, kept in made)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        made = [
+            layer.backward(part, kept, d, statistic)
+            for layer, part, kept, d in zip(layers, weights, residuals, delta, strict=True)
+        ]
+        return tuple(delta_x for delta_x, _ in made), tuple(tree for _, tree in made)
+
+    return Layer(init, forward, backward, "parallel", layers, lambda parts: parallel(*parts))
+
+
+def on(i: int, layer: Layer) -> Layer:
+    """A layer applied to entry i of a tuple; the other entries pass unchanged.
+
+    Args:
+        i: which entry, counted from 0.
+        layer: the layer; params and tree are its own.
+
+    Raises:
+        LayerError: when the input is not a tuple, or has no entry i.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import dense, on
+    >>> layer = on(0, dense(3))
+    >>> shape = (jax.ShapeDtypeStruct((4,), "float32"), jax.ShapeDtypeStruct((), "int32"))
+    >>> params, out_shape = layer.init(jax.random.key(0), shape)
+    >>> y, length = layer.apply(params, (jnp.ones((2, 4)), jnp.array([7, 9])))
+    >>> y.shape, length.tolist()
+    ((2, 3), [7, 9])
+    """
+    layer = as_layer(layer, "on")
+
+    def init(key, shape):
+        _check_tuple("on", "shape", shape, None, i)
+        params, struct = _init_entry(layer, key, shape[i])
+        return params, _with_entry(shape, i, struct)
+
+    def forward(params, x, key=None):
+        _check_tuple("on", "x", x, None, i)
+        y, residuals = layer.forward(params, x[i], key)
+        return _with_entry(x, i, y), residuals
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        delta_x, tree = layer.backward(weights, residuals, delta[i], statistic)
+        return _with_entry(delta, i, delta_x), tree
+
+    return Layer(init, forward, backward, "on", (layer,), lambda parts: on(i, *parts))
+
+
+def fork(n: int) -> Layer:
+    """n copies of the input as a tuple.
+
+        forward     yᵢ = x
+        transport   δx = Σᵢ δᵢ
+
+    Args:
+        n: how many copies, at least 1.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import fork
+    >>> fork(2).backward((), None, (jnp.ones(3), jnp.ones(3)))[0].tolist()
+    [2.0, 2.0, 2.0]
+    """
+    if n < 1:
+        raise LayerError("fork", f"n is {n}, a whole number above 0 is due")
+
+    def init(key, shape):
+        struct = (
+            jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype) if is_shape(shape) else tuple(shape)
+        )
+        return (), (struct,) * n
+
+    def forward(params, x, key=None):
+        return (x,) * n, None
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        return _sum(delta), ()
+
+    return Layer(init, forward, backward, "fork")
+
+
+def residual(layer: Layer) -> Layer:
+    """A layer with a branch around it; of a tuple the entries 0 are added.
+
+        forward     y  = x + f(x)
+        transport   δx = δ + δ ∂f/∂x
+
+    Args:
+        layer: a layer that keeps its input's shape; params and tree are its own.
+
+    Raises:
+        LayerError: when the layer changes the shape of (entry 0 of) its input.
+
+    >>> import jax
+    >>> from funcprop import dense, residual
+    >>> residual(dense(4)).init(jax.random.key(0), (4,))[1]
+    (4,)
+    """
+    layer = as_layer(layer, "residual")
+
+    def init(key, shape):
+        params, out_shape = layer.init(key, shape)
+        before, after = (s if is_shape(s) else s[0].shape for s in (shape, out_shape))
+        if tuple(before) != tuple(after):
+            raise LayerError(
+                "residual", f"its layer {layer.name} turns shape {before} into {after}; keep it"
+            )
+        return params, out_shape
+
+    def forward(params, x, key=None):
+        y, residuals = layer.forward(params, x, key)
+        before, after = _entry_0(x), _entry_0(y)
+        if before.shape != after.shape or before.dtype != after.dtype:
+            raise LayerError(
+                "residual",
+                f"its layer {layer.name} turns {before.dtype}{list(before.shape)} into "
+                f"{after.dtype}{list(after.shape)}; what is added must be alike",
+            )
+        return _add_to_entry_0(y, before), residuals
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        delta_x, tree = layer.backward(weights, residuals, delta, statistic)
+        return _add_to_entry_0(delta_x, _entry_0(delta)), tree
+
+    return Layer(init, forward, backward, "residual", (layer,), lambda parts: residual(*parts))
+
+
+def repeat(layer: Layer, n: int) -> Layer:
+    """n equal layers, one after the other, scanned forward and backward.
+
+        forward     h⁽⁰⁾ = x      h⁽ˡ⁾ = f(θₗ, h⁽ˡ⁻¹⁾)
+        transport   δ⁽ˡ⁻¹⁾ = δ⁽ˡ⁾ ∂f(θₗ, h⁽ˡ⁻¹⁾)/∂h⁽ˡ⁻¹⁾
+
+    The parameters, and the statistic's results, are the layer's with an axis of size n in front.
+    Compile time does not grow with n.
+
+    Args:
+        layer: a layer that keeps its input's shape.
+        n: how many, at least 1.
+
+    Raises:
+        LayerError: when the layer changes the shape, or params were made for another n.
+
+    >>> import jax
+    >>> from funcprop import dense, repeat, tanh
+    >>> params, out_shape = repeat(dense(4, tanh), 8).init(jax.random.key(0), (4,))
+    >>> params["w"].shape, out_shape
+    ((8, 4, 4), (4,))
+    """
+    layer = as_layer(layer, "repeat")
+    if n < 1:
+        raise LayerError("repeat", f"n is {n}, a whole number above 0 is due")
+
+    def init(key, shape):
+        out_shape = shape
+
+        def one(part_key):
+            nonlocal out_shape
+            params, out_shape = layer.init(part_key, shape)
+            return params
+
+        params = jax.vmap(one)(jax.random.split(key, n))
+        if out_shape != shape:
+            raise LayerError(
+                "repeat", f"its layer {layer.name} turns shape {shape} into {out_shape}; keep it"
+            )
+        return params, out_shape
+
+    def forward(params, x, key=None):
+        for leaf in jax.tree.leaves(params):
+            if leaf.ndim == 0 or len(leaf) != n:
+                raise LayerError(
+                    "repeat", f"a parameter has shape {leaf.shape}, ({n}, ...) is due; its n is {n}"
+                )
+        def step(x, part):
+            part_params, part_key = part
+            y, residuals = layer.forward(part_params, x, part_key)
+            for old, new in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+                if old.shape != new.shape or old.dtype != new.dtype:
+                    raise LayerError(
+                        "repeat",
+                        f"its layer {layer.name} turns {old.dtype}{list(old.shape)} into "
+                        f"{new.dtype}{list(new.shape)}; what is repeated must keep its input's",
+                    )
+            # Where a residual is a parameter (see remat), the scan need not stack a second copy.
+            mine = [id(leaf) for leaf in jax.tree.leaves(part_params)]
+            kept, structure = jax.tree.flatten(residuals)
+            where = tuple(mine.index(id(leaf)) if id(leaf) in mine else None for leaf in kept)
+            rest = [leaf for leaf, at in zip(kept, where, strict=True) if at is None]
+            return y, (rest, _Static((structure, where)))
+
+        keys = None if key is None else jax.random.split(key, n)
+        y, (rest, static) = jax.lax.scan(step, x, (params, keys))
+        reused = params if any(at is not None for at in static.value[1]) else ()
+        return y, (rest, reused, static)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        rest, reused, static = residuals
+        structure, where = static.value
+
+        def step(delta, part):
+            part_weights, part_rest, part_reused = part
+            mine, others = jax.tree.leaves(part_reused), iter(part_rest)
+            kept = structure.unflatten(next(others) if at is None else mine[at] for at in where)
+            return layer.backward(part_weights, kept, delta, statistic)
+
+        return jax.lax.scan(step, delta, (weights, rest, reused), reverse=True)
+
+    return Layer(init, forward, backward, "repeat", (layer,), lambda parts: repeat(*parts, n))
+
+
+def remat(layer: Layer) -> Layer:
+    """A layer that keeps its input only and runs its forward pass again on the way back.
+
+        forward     y = f(θ, x), keeping (θ, x)
+        backward    recompute the residuals of f at (θ, x), then its own backward pass
+
+    Inside :func:`repeat` this trades memory for time (Chen 2016, arXiv 1604.06174); by itself it
+    saves nothing, since the rest of the network still holds what the layer computed.
+
+    Args:
+        layer: any layer; params and tree are its own.
+
+    >>> import jax
+    >>> from funcprop import dense, gelu, remat, repeat
+    >>> block = repeat(remat(dense(4, gelu)), 8)
+    >>> block.init(jax.random.key(0), (4,))[0]["b"].shape
+    (8, 4)
+    """
+    layer = as_layer(layer, "remat")
+
+    def forward(params, x, key=None):
+        return layer.apply(params, x, key), (params, x, key)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        # The barrier ties the recomputation to delta: XLA may not merge it with the forward pass.
+        (params, x, key), delta = jax.lax.optimization_barrier((residuals, delta))
+        _, kept = layer.forward(params, x, key)
+        return layer.backward(weights, kept, delta, statistic)
+
+    return Layer(layer.init, forward, backward, "remat", (layer,), lambda parts: remat(*parts))
+
+
+# ---------------------------------------------------------------------------- summary
+
+
+class Row(NamedTuple):
+    """One line of a :func:`summary`."""
+
+    position: str
+    name: str
+    out_shape: Any
+    parameters: int
+    parameter_shapes: Any
+
+
+class Summary(NamedTuple):
+    """A model's layers; ``str()`` of it is a table.
+
+    Attributes:
+        rows: a :class:`Row` for each layer without parts, in the order of the model.
+        parameters: how many numbers the model learns.
+    """
+
+    rows: tuple[Row, ...]
+    parameters: int
+
+    def __str__(self) -> str:
+        cells = [("layer", "", "output", "parameters", "")]
+        for row in self.rows:
+            shapes = jax.tree_util.tree_flatten_with_path(
+                row.parameter_shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+            )[0]
+            text = "  ".join(f"{jax.tree_util.keystr(p, simple=True)} {s}" for p, s in shapes if s)
+            out = str(tuple(row.out_shape))
+            cells.append((row.position, row.name, out, f"{row.parameters:,}", text))
+        cells.append(("total", "", "", f"{self.parameters:,}", ""))
+        widths = [max(len(line[i]) for line in cells) for i in range(5)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
+            for a, b, c, d, e in cells
+        )
+
+
+def summary(model: Layer, shape: Any) -> Summary:
+    """The model's layers with their output shapes and parameters; nothing is computed.
+
+    Args:
+        model: any layer.
+        shape: shape of one example (a tuple of ``jax.ShapeDtypeStruct`` for a tuple input).
+
+    Returns:
+        A :class:`Summary`.  A layer inside ``repeat`` is counted as often as it is repeated.
+
+    >>> from funcprop import mlp, summary
+    >>> print(summary(mlp((10, 20, 5)), (10,)))
+    layer             output  parameters
+    layers[0]  dense  (20,)          220  b (20,)  w (20, 10)
+    layers[1]  dense  (5,)           105  b (5,)  w (5, 20)
+    total                            325
+    """
+    rows: list[Row] = []
+
+    def watched(layer: Layer, place: str) -> Layer:
+        inner = layer
+        if layer.rebuild is not None:
+            several = layer.name in ("serial", "parallel")
+            places = (f"{place}.layers[{i}]" if several else place for i in range(len(layer.parts)))
+            inner = layer.rebuild(tuple(map(watched, layer.parts, places)))
+
+        def init(key, shape):
+            first = len(rows)
+            params, out_shape = inner.init(key, shape)
+            count = sum(leaf.size for leaf in jax.tree.leaves(params))
+            if layer.rebuild is None:
+                shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
+                rows.append(Row(place.removeprefix("."), layer.name, out_shape, count, shapes))
+            within = sum(row.parameters for row in rows[first:])
+            if within and count > within:  # a part that was made once and is used several times
+                times = count // within
+                rows[first:] = [
+                    row._replace(name=f"{times} × {row.name}", parameters=times * row.parameters)
+                    for row in rows[first:]
+                ]
+            return params, out_shape
+
+        return inner._replace(init=init)
+
+    def whole(key):
+        return watched(model, "").init(key, shape)[0]
+
+    params = jax.eval_shape(whole, jax.random.key(0))
+    return Summary(tuple(rows), sum(leaf.size for leaf in jax.tree.leaves(params)))
+
+
+# ---------------------------------------------------------------------------- helpers
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What a scan's body found out while being traced, carried out of it in the tree."""
+
+    value: Any
+
+
+def _split(key: jax.Array | None, n: int) -> Sequence[jax.Array | None]:
+    return [None] * n if key is None else list(jax.random.split(key, n)) if n else []
+
+
+def _sum(deltas: Sequence[Tree]) -> Tree:
+    first, *others = deltas
+    return jax.tree.map(lambda d, *more: sum(more, start=d), first, *others)
+
+
+def _entry_0(x: Tree) -> jax.Array:
+    return x[0] if isinstance(x, tuple) else x
+
+
+def _add_to_entry_0(y: Tree, x: jax.Array) -> Tree:
+    return (y[0] + x, *y[1:]) if isinstance(y, tuple) else y + x
+
+
+def _with_entry(entries: tuple, i: int, entry: Tree) -> tuple:
+    return (*entries[:i], entry, *entries[i + 1 :])
+
+
+def _init_entry(layer: Layer, key: jax.Array, struct: Any) -> tuple[Tree, Any]:
+    """Params and output structs of a layer on one entry of a tuple."""
+    single = isinstance(struct, jax.ShapeDtypeStruct)
+    params, out = layer.init(key, struct.shape if single else struct)
+    if is_shape(out):
+        dtype = struct.dtype if single else jnp.zeros(()).dtype
+        floats = jnp.issubdtype(dtype, jnp.inexact)
+        out = jax.ShapeDtypeStruct(out, dtype if floats else jnp.zeros(()).dtype)
+    return params, out
+
+
+def _check_parts(name: str, params: Tree, layers: tuple[Layer, ...]) -> None:
+    if not isinstance(params, (tuple, list)) or len(params) != len(layers):
+        came = f"{len(params)} entries" if isinstance(params, (tuple, list)) else type(params).__name__
+        raise LayerError(
+            name,
+            f"params has {came}, a tuple of {len(layers)} is due, one for each layer; "
+            "use the params that init of this model made",
+        )
+
+
+def _check_tuple(name: str, argument: str, x: Any, n: int | None, i: int = 0) -> None:
+    if not isinstance(x, (tuple, list)) or (n is not None and len(x) != n) or i >= len(x):
+        came = f"a tuple of {len(x)}" if isinstance(x, (tuple, list)) else f"a {type(x).__name__}"
+        due = f"a tuple of {n}" if n is not None else f"a tuple with an entry {i}"
+        raise LayerError(name, f"{argument} is {came}, {due} is due; fork(n) makes copies")

@@ -1,0 +1,118 @@
+"""The few contractions that the backward passes are made of.
+
+The one place that knows about precision and sharding:
+
+- **dtype**: operands of one contraction have one dtype and so has the result; XLA accumulates
+  narrower floats than float32 in float32 and rounds once.
+- **meshes with Explicit axes**: a contraction over a sharded axis leaves open how its result is
+  laid out.  Here it keeps the layout of the axes that are not contracted.
+- **shard_map**: a parameter that is the same on every device enters the computation by a broadcast,
+  whose transpose is a sum: what varies over a mesh axis where the primal does not is summed over
+  that axis, as ``jax.vjp`` does (:func:`matched`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+Tree = Any
+
+
+def affine_map(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x Wᵀ: (..., n) and (m, n) give (..., m)."""
+    return _dot(x, w, [x.ndim - 1], [1])
+
+
+def transport(delta: jax.Array, w: jax.Array, like: jax.Array) -> jax.Array:
+    """δ W: (..., m) and (m, n) give (..., n), the delta of ``like``."""
+    return matched(_dot(delta, w, [delta.ndim - 1], [0]), Varying.of(like))
+
+
+def outer(delta: jax.Array, x: jax.Array) -> jax.Array:
+    """Σ δᵀ x over all leading axes: (..., m) and (..., n) give (m, n)."""
+    leading = list(range(x.ndim - 1))
+    return _dot(delta, x, leading, leading)
+
+
+def total(delta: jax.Array) -> jax.Array:
+    """Σ δ over all leading axes: (..., m) gives (m,)."""
+    return jnp.sum(delta, axis=tuple(range(delta.ndim - 1)))
+
+
+def accumulated(tree: Tree) -> Tree:
+    """``tree`` in a dtype wide enough to add many terms: at least float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+
+
+def _dot(a: jax.Array, b: jax.Array, over_a: list[int], over_b: list[int]) -> jax.Array:
+    return lax.dot_general(
+        a, b, ((over_a, over_b), ((), ())), out_sharding=_layout((a, over_a), (b, over_b))
+    )
+
+
+def _layout(*operands: tuple[jax.Array, list[int]]) -> PartitionSpec | None:
+    """The layout of the axes kept, each mesh axis used once; ``None`` without Explicit axes."""
+    kept: list[Any] = []
+    explicit = False
+    for array, contracted in operands:
+        sharding = getattr(jax.typeof(array), "sharding", None)
+        spec = getattr(sharding, "spec", None)
+        names = tuple(spec) if spec is not None else ()
+        names += (None,) * (array.ndim - len(names))
+        names = tuple(None if n is PartitionSpec.UNCONSTRAINED else n for n in names)
+        explicit = explicit or any(name is not None for name in names)
+        kept += [name for axis, name in enumerate(names) if axis not in contracted]
+    if not explicit:
+        return None
+    seen: set[Any] = set()
+    for i, name in enumerate(kept):
+        axes = set(name if isinstance(name, tuple) else (name,)) - {None}
+        if axes & seen:
+            kept[i] = None
+        seen |= axes
+    return PartitionSpec(*kept)
+
+
+# ------------------------------------------------------------------------------ shard_map
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Varying:
+    """Over which axes of a manual mesh each leaf of a tree varies."""
+
+    axes: tuple[frozenset[str], ...]
+
+    @classmethod
+    def of(cls, tree: Tree) -> Varying:
+        return cls(tuple(_varying(leaf) for leaf in _leaves(tree)))
+
+
+def matched(tree: Tree, primal: Varying) -> Tree:
+    """``tree`` summed over the mesh axes over which it varies and its primal does not."""
+    if not any(_varying(leaf) for leaf in _leaves(tree)):
+        return tree
+    leaves = _leaves(tree)
+    structure = jax.tree.structure(tree, is_leaf=lambda leaf: leaf is None)
+    return structure.unflatten(
+        lax.psum(leaf, tuple(sorted(_varying(leaf) - axes))) if _varying(leaf) - axes else leaf
+        for leaf, axes in zip(leaves, primal.axes, strict=True)
+    )
+
+
+def _leaves(tree: Tree) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
+
+
+def _varying(leaf: Any) -> frozenset[str]:
+    if not isinstance(leaf, jax.core.Tracer):
+        return frozenset()
+    aval = jax.typeof(leaf)
+    manual = getattr(aval, "manual_axis_type", None)
+    return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))

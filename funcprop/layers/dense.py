@@ -1,0 +1,164 @@
+"""The dense layer, y = σ(x Wᵀ + b)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from .. import contraction
+from ..layer import Layer, LayerError, Site, as_layer, check_float, gradient
+from .activations import identity
+
+he_normal = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)
+zeros = jax.nn.initializers.zeros
+
+
+def affine(features: int, *, bias: bool = True, w_init: Any = he_normal, b_init: Any = zeros) -> Layer:
+    """Affine map of the last axis.
+
+        forward     y  = x Wᵀ + b
+        transport   δx = δ W
+        gradient    δW = Σ δᵀ x      δb = Σ δ
+
+    x (B, ..., n), W (m, n), b (m,), δ (B, ..., m); Σ runs over all leading axes.
+
+    Args:
+        features: m, the size of the last axis of y.
+        bias: whether there is a b.
+        w_init: ``w_init(key, (m, n)) -> W``; by default normal with variance 2/n (He 2015,
+            arXiv 1502.01852).
+        b_init: ``b_init(key, (m,)) -> b``; by default zeros.
+
+    Raises:
+        LayerError: while tracing, when x, W and b do not fit together in shape or dtype.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import affine
+    >>> layer = affine(2, w_init=jax.nn.initializers.ones)
+    >>> params, out_shape = layer.init(jax.random.key(0), (3,))
+    >>> layer.apply(params, jnp.array([[1.0, 2.0, 3.0]])).tolist()
+    [[6.0, 6.0]]
+    """
+    check_features("dense", features)
+
+    def gradients(x, delta):
+        grads = {"w": contraction.outer(delta, x)}
+        return grads | {"b": contraction.total(delta)} if bias else grads
+
+    def rows(x, delta):
+        return x.reshape(len(x), -1, x.shape[-1]), delta.reshape(len(x), -1, features)
+
+    site = Site("dense", gradients, rows)
+
+    def init(key, shape):
+        if not shape or shape[-1] < 1:
+            raise LayerError("dense", f"shape is {shape}, one example's shape (..., n > 0) is due")
+        w_key, b_key = jax.random.split(key)
+        params = {"w": w_init(w_key, (features, shape[-1]))}
+        if bias:
+            params["b"] = b_init(b_key, (features,))
+        return params, (*shape[:-1], features)
+
+    def forward(params, x, key=None):
+        check_affine("dense", params, x, features, bias)
+        z = contraction.affine_map(x, params["w"])
+        return z + params["b"] if bias else z, x
+
+    def backward(weights, x, delta, statistic=gradient):
+        return contraction.transport(delta, weights["w"], like=x), statistic(site, x, delta)
+
+    return Layer(init, forward, backward, "dense")
+
+
+def dense(
+    features: int,
+    activation: Layer = identity,
+    *,
+    bias: bool = True,
+    w_init: Any = he_normal,
+    b_init: Any = zeros,
+) -> Layer:
+    """Dense layer: an affine map with an activation on top, h = σ(W h + b).
+
+        forward     z  = x Wᵀ + b          y  = σ(z)
+        transport   δz = δ ⊙ σ′(z)         δx = δz W
+        gradient    δW = Σ δzᵀ x           δb = Σ δz
+
+    x (B, ..., n), W (m, n), b (m,), y and δ (B, ..., m); Σ runs over all leading axes.  The value
+    of σ′ at a kink is the activation's.
+
+    Args:
+        features: m, the size of the last axis of y.
+        activation: any layer without parameters that keeps its input's shape.
+        bias: whether there is a b.
+        w_init: ``w_init(key, (m, n)) -> W``; by default normal with variance 2/n (He 2015).
+        b_init: ``b_init(key, (m,)) -> b``; by default zeros.
+
+    Raises:
+        LayerError: when ``activation`` is no Layer, or x, W and b do not fit together.
+
+    >>> import jax
+    >>> from funcprop import dense, relu
+    >>> params, out_shape = dense(3, relu).init(jax.random.key(0), (4,))
+    >>> params["w"].shape, params["b"].shape, out_shape
+    ((3, 4), (3,), (3,))
+    """
+    activation = as_layer(activation, "dense")
+    linear = affine(features, bias=bias, w_init=w_init, b_init=b_init)
+
+    def init(key, shape):
+        params, out_shape = linear.init(key, shape)
+        own, kept_shape = activation.init(key, out_shape)
+        if jax.tree.leaves(own) or kept_shape != out_shape:
+            raise LayerError(
+                "dense",
+                f"its activation {activation.name} has parameters or changes the shape; put it "
+                f"behind the layer: serial(dense({features}), {activation.name})",
+            )
+        return params, out_shape
+
+    def forward(params, x, key=None):
+        z, x = linear.forward(params, x)
+        y, residuals = activation.forward((), z, key)
+        return y, (x, residuals)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        x, residuals = residuals
+        delta_z, _ = activation.backward((), residuals, delta)
+        return linear.backward(weights, x, delta_z, statistic)
+
+    return Layer(init, forward, backward, "dense")
+
+
+def check_features(layer: str, features: Any) -> None:
+    if isinstance(features, bool) or not isinstance(features, int) or features < 1:
+        raise LayerError(layer, f"features is {features!r}, a whole number above 0 is due")
+
+
+def check_affine(layer: str, params: Any, x: Any, features: int, bias: bool) -> None:
+    """Raises unless ``params`` holds a W and b of ``features`` rows that take ``x``."""
+    names = {"w", "b"} if bias else {"w"}
+    if not isinstance(params, dict) or set(params) != names:
+        came = sorted(params) if isinstance(params, dict) else f"a {type(params).__name__}"
+        raise LayerError(layer, f"params is {came}, a dict of {sorted(names)} is due")
+    check_float(layer, x)
+    w = params["w"]
+    if x.ndim < 2:
+        raise LayerError(
+            layer, f"x has shape {x.shape}, a batch (B, ..., n) is due; for one example use x[None]"
+        )
+    if w.ndim != 2 or w.shape[0] != features or (bias and params["b"].shape != (features,)):
+        shapes = ", ".join(f"{name} is {params[name].shape}" for name in sorted(params, reverse=True))
+        raise LayerError(layer, f"{shapes}, w ({features}, n) and b ({features},) are due")
+    if x.shape[-1] != w.shape[1]:
+        raise LayerError(
+            layer,
+            f"x has {x.shape[-1]} features, its weights take {w.shape[1]} (w is {w.shape}); "
+            "check the sizes given to init",
+        )
+    for name, leaf in params.items():
+        if leaf.dtype != x.dtype:
+            raise LayerError(
+                layer, f"x is {x.dtype}, {name} is {leaf.dtype}; cast one of them to the other"
+            )

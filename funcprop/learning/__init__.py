@@ -1,0 +1,1 @@
+"""Learning rules: how to get a gradient-like tree, one rule a file."""

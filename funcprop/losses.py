@@ -1,0 +1,485 @@
+"""Losses: layers on (prediction, target) that give each example's own loss.
+
+    forward     ℓ = (ℓ₁, ..., ℓ_B)      one number an example, never a mean over the batch
+    transport   δ_prediction = δ ∂ℓ/∂prediction      δ_target likewise, where targets are floats
+
+The mean over the batch is taken in one place, :func:`~funcprop.value_and_backprop`.  An example of
+many tokens (prediction (B, T, C)) has as its loss the mean over them; with the pair
+(target, mask) in place of the target, mask (B, T) boolean, the mean over those where mask is True.
+
+Two functions more speak of each example's own loss as a function of its prediction, with H its
+Hessian (of a convex loss; at a kink 0):
+
+    root(residuals)          S (K, *prediction.shape) with H = Σₖ Sₖ Sₖᵀ
+    sample(key, residuals)   s (*prediction.shape,) random with E[s sᵀ] = H
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .layer import LayerError, check_float, gradient, is_concrete, is_inexact
+
+Tree = Any
+Array = jax.Array
+
+
+class Loss(NamedTuple):
+    """A :class:`~funcprop.Layer` on (prediction, target), and its curvature.
+
+    Attributes:
+        init: as of a layer; ``shape`` is the pair of the prediction's and the target's.
+        forward: ``forward(params, (prediction, target), key=None) -> losses (B,), residuals``.
+        backward: ``backward(weights, residuals, delta, statistic=gradient) ->
+            (delta_prediction, delta_target), tree`` with delta (B,).
+        root: ``root(residuals) -> (K, *prediction.shape)``, a square root of the Hessian.
+        sample: ``sample(key, residuals) -> (*prediction.shape,)``, a random column of it.
+        name: what errors call it.
+        parts, rebuild: as of a layer.
+    """
+
+    init: Callable[..., tuple[Tree, Any]]
+    forward: Callable[..., tuple[Array, Tree]]
+    backward: Callable[..., tuple[Tree, Tree]]
+    root: Callable[[Tree], Array]
+    sample: Callable[[Array, Tree], Array]
+    name: str = ""
+    parts: tuple = ()
+    rebuild: Callable | None = None
+
+    def apply(self, params: Tree, x: Tree, key: Array | None = None) -> Array:
+        """The losses (B,) without residuals; ``x`` is (prediction, target)."""
+        return self.forward(params, x, key)[0]
+
+
+def no_parameters(key: Array | None, shape: Any) -> tuple[tuple[()], tuple[()]]:
+    """``init`` of a loss without parameters; a loss with another ``init`` has some."""
+    return (), ()
+
+
+def as_loss(loss: Any) -> Loss:
+    """``loss`` itself if it is one, else an error that says what it is."""
+    if all(hasattr(loss, attribute) for attribute in ("forward", "backward", "root", "sample")):
+        return loss
+    name = getattr(loss, "__name__", repr(loss))
+    advice = f"it is a {type(loss).__name__}"
+    if callable(loss) and getattr(loss, "__module__", "").startswith("funcprop."):
+        advice = f"it is a constructor, call it: {name}()"
+    raise LayerError("loss", f"{name} is not a Loss: {advice}")
+
+
+# -------------------------------------------------------------- element by element
+
+
+def _elementwise(
+    name: str,
+    loss: Callable[[Array, Array], Array],
+    slope: Callable[[Array, Array], Array],
+    target_slope: Callable[[Array, Array], Array],
+    curvature: Callable[[Array, Array], Array],
+    noise: Callable[[Array, Array], Array] | None = None,
+    check: Callable[[str, Any], None] | None = None,
+    valid: Callable[[Array], Array] | None = None,
+    integers: bool = False,
+) -> Loss:
+    """A loss that is the mean of ``loss(prediction, target)`` over an example's outputs.
+
+    ``curvature`` is the second derivative by the prediction and ``noise(key, p)`` a random
+    number an output with that variance; by default a normal one.  ``check`` raises for concrete
+    targets that are none, ``valid`` says where they are good, under a trace; ``integers`` allows
+    integer targets.
+    """
+
+    def forward(params, x, key=None):
+        prediction, target, mask = _unpack(name, x)
+        _check_alike(name, prediction, target, integers)
+        if check is not None and is_concrete(target):
+            check(name, np.asarray(target, np.float64)[_kept(mask, target)])
+        floats = is_inexact(target)
+        target = jnp.asarray(target).astype(prediction.dtype)
+        share = _share(name, prediction, mask) / (prediction.shape[-1] if prediction.ndim > 1 else 1)
+        losses = loss(prediction, target)
+        good = None if valid is None else valid(target)
+        if good is not None:
+            losses = jnp.where(good, losses, jnp.nan)
+        kinds = _Kinds(floats, mask is not None)
+        return _example_sum(share, losses), (prediction, target, good, share, kinds)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        prediction, target, good, share, kinds = residuals
+
+        def spread(slopes):
+            slopes = slopes if good is None else jnp.where(good, slopes, jnp.nan)
+            return _spread(share, slopes, delta)
+
+        delta_prediction = spread(slope(prediction, target))
+        return (delta_prediction, kinds.delta(spread(target_slope(prediction, target)))), ()
+
+    def root(residuals):
+        prediction, target, _, share, _ = residuals
+        return _diagonal(jnp.sqrt(share * curvature(prediction, target)))
+
+    def sample(key, residuals):
+        prediction, target, _, share, _ = residuals
+        if noise is not None:
+            return jnp.sqrt(share) * noise(key, prediction)
+        normal = jax.random.normal(key, prediction.shape, prediction.dtype)
+        return jnp.sqrt(share * curvature(prediction, target)) * normal
+
+    return Loss(no_parameters, forward, backward, root, sample, name)
+
+
+mean_squared_error = _elementwise(
+    "mean_squared_error",
+    lambda p, t: (p - t) ** 2,
+    lambda p, t: 2 * (p - t),
+    lambda p, t: 2 * (t - p),
+    lambda p, t: jnp.full_like(p, 2),
+)
+
+mean_absolute_error = _elementwise(  # 1 at p = t, as jax.grad of abs has it
+    "mean_absolute_error",
+    lambda p, t: jnp.abs(p - t),
+    lambda p, t: jnp.where(p >= t, 1, -1).astype(p.dtype),
+    lambda p, t: jnp.where(p >= t, -1, 1).astype(p.dtype),
+    lambda p, t: jnp.zeros_like(p),
+)
+
+
+def huber(threshold: float = 1.0) -> Loss:
+    """Huber loss: ½ r² for |r| ≤ threshold, threshold·(|r| - ½ threshold) beyond.
+
+        forward     ℓ = mean over outputs of huber(r), r = prediction - target
+        transport   δ_prediction = δ clip(r, ±threshold)/n
+
+    prediction and target (B, ..., n), floats.  Huber 1964, Ann. Math. Statist. 35, eq. 2.6.
+
+    Args:
+        threshold: where the parabola ends, above 0.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import huber
+    >>> huber().apply((), (jnp.array([[3.0]]), jnp.array([[0.0]]))).tolist()
+    [2.5]
+    """
+    if not threshold > 0:
+        raise LayerError("huber", f"threshold is {threshold}, a number above 0 is due")
+
+    def loss(p, t):
+        r = jnp.abs(p - t)
+        near = jnp.minimum(r, threshold)
+        return near * (r - near / 2)
+
+    def clipped(r):
+        return jnp.clip(r, -threshold, threshold)
+
+    return _elementwise(
+        "huber",
+        loss,
+        lambda p, t: clipped(p - t),
+        lambda p, t: clipped(t - p),
+        lambda p, t: (jnp.abs(p - t) <= threshold).astype(p.dtype),
+    )
+
+
+def _bernoulli_noise(key, p):
+    return jax.nn.sigmoid(p) - jax.random.bernoulli(key, jax.nn.sigmoid(p)).astype(p.dtype)
+
+
+def _check_probability(name, target):
+    if target.size and not (target.min() >= 0 and target.max() <= 1):
+        raise LayerError(
+            name, f"targets lie in [{target.min()}, {target.max()}], [0, 1] is due"
+        )
+
+
+sigmoid_cross_entropy = _elementwise(
+    "sigmoid_cross_entropy",
+    lambda p, t: jnp.logaddexp(p, jnp.zeros_like(p)) - p * t,
+    lambda p, t: jax.nn.sigmoid(p) - t,
+    lambda p, t: -p,
+    lambda p, t: jax.nn.sigmoid(p) * jax.nn.sigmoid(-p),
+    _bernoulli_noise,
+    _check_probability,
+)
+
+
+def _check_sign(name, target):
+    if not np.isin(target, (-1, 1)).all():
+        bad = target[~np.isin(target, (-1, 1))][0]
+        raise LayerError(name, f"a target is {bad}, each must be -1 or 1")
+
+
+hinge = _elementwise(  # max(0, 1 - t p); 0 at the kink
+    "hinge",
+    lambda p, t: jax.nn.relu(1 - t * p),
+    lambda p, t: jnp.where(t * p < 1, -t, 0),
+    lambda p, t: jnp.where(t * p < 1, -p, 0),
+    lambda p, t: jnp.zeros_like(p),
+    check=_check_sign,
+    valid=lambda t: jnp.abs(t) == 1,
+    integers=True,
+)
+
+# ------------------------------------------------------------------------- categorical
+
+
+def softmax_cross_entropy(label_smoothing: float = 0.0) -> Loss:
+    """Cross-entropy of softmax(prediction) with labels or distributions.
+
+        forward     ℓ = -Σ_c q_c log p_c,  p = softmax(prediction)
+                    q = (1 - ε) onehot(label) + ε/C, or (1 - ε) target + ε/C
+        transport   δ_prediction = δ (p Σ_c q_c - q)
+
+    prediction (B, C) with labels (B,) of integers in [0, C) or distributions (B, C); for tokens
+    (B, ..., C) with (B, ...) or (B, ..., C), their mean, or with (target, mask), the mean over
+    mask.  A label under a mask of False is not looked at.
+
+    Args:
+        label_smoothing: ε in [0, 1) (Szegedy 2016, arXiv 1512.00567, sec. 7).
+
+    Raises:
+        LayerError: for shapes and dtypes that do not fit, while tracing; for labels out of
+            [0, C), and distributions that are negative or do not sum to 1, where their values are
+            concrete.  Under a trace such a label gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import softmax_cross_entropy
+    >>> loss = softmax_cross_entropy()
+    >>> [f"{ell:.4f}" for ell in loss.apply((), (jnp.zeros((2, 4)), jnp.array([0, 3])))]
+    ['1.3863', '1.3863']
+    """
+    if not 0 <= label_smoothing < 1:
+        raise LayerError(
+            "softmax_cross_entropy", f"label_smoothing is {label_smoothing}, [0, 1) is due"
+        )
+    return _categorical("softmax_cross_entropy", label_smoothing)
+
+
+def _categorical(name: str, smoothing: float = 0.0, *, divergence: bool = False) -> Loss:
+    """-Σ q log softmax(prediction), and with ``divergence`` Σ t log t more."""
+
+    def distribution(target, like):
+        """q, and where the target is a good one (``None``: everywhere)."""
+        good, q = None, target
+        if not is_inexact(target):
+            classes = jnp.arange(like.shape[-1], dtype=target.dtype)
+            good = ((target >= 0) & (target < like.shape[-1]))[..., None]
+            q = (target[..., None] == classes).astype(like.dtype)
+        return (1 - smoothing) * q + smoothing / like.shape[-1] if smoothing else q, good
+
+    def forward(params, x, key=None):
+        prediction, target, mask = _unpack(name, x)
+        _check_classes(name, prediction, target, mask, labels=not divergence)
+        target = jnp.asarray(target)
+        if not is_inexact(target):
+            target = target.astype(jnp.promote_types(target.dtype, jnp.int32))
+        share = _share(name, prediction, mask)
+        log_p = jax.nn.log_softmax(prediction, axis=-1)
+        q, good = distribution(target, log_p)
+        losses = -_times(q, log_p)
+        if divergence:
+            losses += jax.scipy.special.xlogy(q, q)
+        losses = jnp.sum(losses, axis=-1, keepdims=True)
+        losses = losses if good is None else jnp.where(good, losses, jnp.nan)
+        kinds = _Kinds(is_inexact(target), mask is not None)
+        return _example_sum(share, losses), (log_p, target, share, kinds)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        log_p, target, share, kinds = residuals
+        q, good = distribution(target, log_p)
+        slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - q
+        slopes = slopes if good is None else jnp.where(good, slopes, jnp.nan)
+        delta_prediction = _spread(share, slopes, delta)
+        by_q = jnp.log(q) + 1 - log_p if divergence else -log_p
+        delta_target = _spread(share, (1 - smoothing) * by_q, delta)
+        return (delta_prediction, kinds.delta(delta_target)), ()
+
+    def scale(residuals):
+        log_p, target, share, _ = residuals
+        q, _ = distribution(target, log_p)
+        return jnp.sqrt(share * jnp.sum(q, axis=-1, keepdims=True))
+
+    def root(residuals):
+        p = jnp.exp(residuals[0])
+        columns = _diagonal(jnp.sqrt(p))  # S = diag(√p) - p √pᵀ, so that S Sᵀ = diag(p) - p pᵀ
+        own = jnp.sum(columns, axis=-1, keepdims=True)
+        return (columns - own * p) * scale(residuals)
+
+    def sample(key, residuals):
+        log_p = residuals[0]
+        label = jax.random.categorical(key, log_p)
+        drawn = jax.nn.one_hot(label, log_p.shape[-1], dtype=log_p.dtype)
+        return (jnp.exp(log_p) - drawn) * scale(residuals)
+
+    return Loss(no_parameters, forward, backward, root, sample, name)
+
+
+kl_divergence = _categorical("kl_divergence", divergence=True)
+
+# ----------------------------------------------------------------------------- helpers
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Kinds:
+    """Whether the targets are floats, and came with a mask: the structure of their delta."""
+
+    floats: bool
+    masked: bool
+
+    def delta(self, delta_target: Array) -> Tree:
+        delta = delta_target if self.floats else None
+        return (delta, None) if self.masked else delta
+
+
+def _unpack(name: str, x: Any) -> tuple[Any, Any, Any]:
+    """prediction, target and mask (None where there is none)."""
+    if not isinstance(x, (tuple, list)) or len(x) != 2:
+        raise LayerError(name, "x must be the pair (prediction, target)")
+    prediction, target = x
+    check_float(name, prediction, "prediction")
+    if prediction.ndim == 0 or prediction.shape[0] == 0:
+        raise LayerError(
+            name, f"prediction has shape {prediction.shape}, a batch of one example or more is due"
+        )
+    mask = None
+    if isinstance(target, (tuple, list)):
+        if len(target) != 2:
+            raise LayerError(name, f"target is a tuple of {len(target)}, (target, mask) is due")
+        target, mask = target
+    if not hasattr(target, "dtype"):
+        raise LayerError(name, f"target is a {type(target).__name__}, an array is due")
+    return prediction, target, mask
+
+
+def _check_alike(name: str, prediction: Array, target: Array, integers: bool) -> None:
+    if prediction.shape != target.shape:
+        advice = "give them one shape"
+        if target.ndim + 1 == prediction.ndim:
+            advice = "use target[:, None], or prediction[:, 0]"
+            if not is_inexact(target):
+                advice = "these look like labels; use jax.nn.one_hot, or softmax_cross_entropy()"
+        raise LayerError(
+            name, f"prediction is {prediction.shape}, target is {target.shape}; {advice}"
+        )
+    if math.prod(prediction.shape) == 0:
+        raise LayerError(name, f"prediction is empty, its shape is {prediction.shape}")
+    if integers and jnp.issubdtype(target.dtype, jnp.integer):
+        return
+    if not is_inexact(target):
+        raise LayerError(name, f"target is {target.dtype}, floats are due; cast it")
+    _check_dtype(name, prediction, target)
+
+
+def _check_dtype(name: str, prediction: Array, target: Array) -> None:
+    # A numpy float64 becomes what JAX makes of it; anything else must match.
+    if jax.dtypes.canonicalize_dtype(target.dtype) != prediction.dtype:
+        raise LayerError(
+            name, f"prediction is {prediction.dtype}, target is {target.dtype}; cast one of them"
+        )
+
+
+def _check_classes(name: str, prediction: Array, target: Any, mask: Any, *, labels: bool) -> None:
+    if prediction.ndim < 2 or prediction.shape[-1] == 0:
+        raise LayerError(
+            name, f"prediction is {prediction.shape}, a batch of scores (B, ..., C > 0) is due"
+        )
+    tokens, classes = prediction.shape[:-1], prediction.shape[-1]
+    if is_inexact(target):
+        if target.shape != prediction.shape:
+            hint = "; labels must be integers" if target.shape == tokens else ""
+            raise LayerError(
+                name,
+                f"target is {target.shape} of {target.dtype}, distributions "
+                f"{prediction.shape} are due{hint}",
+            )
+        _check_dtype(name, prediction, target)
+        if is_concrete(target):
+            values = np.asarray(target, np.float64)[_kept(mask, target)]
+            if not (values >= 0).all():
+                raise LayerError(name, f"a target is {values.min()}, a distribution is due")
+            sums = values.sum(-1)
+            tolerance = 32 * classes * float(jnp.finfo(prediction.dtype).eps)
+            if not (np.abs(sums - 1) <= tolerance).all():
+                worst = sums[np.argmax(np.abs(sums - 1))]
+                raise LayerError(name, f"a target sums to {worst:.6g}, a distribution is due")
+        return
+    if not labels:
+        raise LayerError(
+            name,
+            f"target is {target.dtype}, distributions {prediction.shape} are due; "
+            "use jax.nn.one_hot, or softmax_cross_entropy()",
+        )
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        raise LayerError(name, f"target is {target.dtype}, integer labels or distributions are due")
+    if target.shape != tokens:
+        hint = "; use target[..., 0]" if target.shape == (*tokens, 1) else ""
+        if target.shape == prediction.shape:
+            hint = "; distributions must be floats"
+        raise LayerError(name, f"labels are {target.shape}, {tokens} are due{hint}")
+    if is_concrete(target):
+        values = np.asarray(target)[_kept(mask, target)]
+        bad = values[(values < 0) | (values >= classes)]
+        if bad.size:
+            raise LayerError(
+                name, f"a label is {bad[0]}, labels of {classes} classes lie in [0, {classes})"
+            )
+
+
+def _kept(mask: Any, target: Any) -> Any:
+    """Index of the positions to check: all, those under a concrete mask, or none."""
+    if mask is None:
+        return ...
+    if not is_concrete(mask):
+        return np.zeros(np.shape(target)[: np.ndim(mask)], bool)
+    return np.asarray(mask)
+
+
+def _share(name: str, prediction: Array, mask: Any) -> Array:
+    """What a token contributes to its example's loss, (B, ..., 1) or one number for all."""
+    if mask is None:
+        return jnp.asarray(1 / math.prod(prediction.shape[1:-1]), prediction.dtype)
+    tokens = prediction.shape[:-1]
+    if prediction.ndim < 3:
+        raise LayerError(
+            name,
+            f"a mask is for tokens, prediction (B, T, ...) is due and is {prediction.shape}; "
+            "to leave examples out use sample_weight",
+        )
+    if mask.shape != tokens or mask.dtype != bool:
+        raise LayerError(name, f"mask is {mask.dtype}{list(mask.shape)}, bool{list(tokens)} is due")
+    mask = jnp.asarray(mask)
+    count = jnp.sum(mask, axis=tuple(range(1, mask.ndim)), keepdims=True)
+    return jnp.where(mask, 1 / jnp.maximum(count, 1), 0).astype(prediction.dtype)[..., None]
+
+
+def _example_sum(share: Array, losses: Array) -> Array:
+    """Σ share · loss over everything but the batch; what has no share may be NaN."""
+    losses = jnp.where(share == 0, jnp.zeros_like(losses), losses) * share
+    return jnp.sum(losses, axis=tuple(range(1, losses.ndim)))
+
+
+def _spread(share: Array, slopes: Array, delta: Array) -> Array:
+    """δ · share · slope, with δ (B,) given an axis of size 1 for each axis behind the batch."""
+    slopes = jnp.where(share == 0, jnp.zeros_like(slopes), slopes)
+    return delta.reshape(delta.shape + (1,) * (slopes.ndim - 1)) * share * slopes
+
+
+def _times(q: Array, log_p: Array) -> Array:
+    """q log p with 0 · -inf = 0: a class ruled out by a score of -inf costs nothing."""
+    return q * jnp.where((q == 0) & jnp.isneginf(log_p), jnp.zeros_like(log_p), log_p)
+
+
+def _diagonal(values: Array) -> Array:
+    """(B, ...) to (K, B, ...), K the outputs of an example: column k holds output k only."""
+    size = math.prod(values.shape[1:])
+    eye = jnp.eye(size, dtype=values.dtype).reshape(size, 1, *values.shape[1:])
+    return eye * values

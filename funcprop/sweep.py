@@ -1,0 +1,203 @@
+"""One forward pass and one backward sweep over a batch, called like ``jax.value_and_grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .contraction import Varying, accumulated, matched
+from .layer import Layer, LayerError, as_layer, gradient, is_concrete, is_inexact
+from .losses import Loss, as_loss, no_parameters
+
+Tree = Any
+
+
+def value_and_backprop(
+    model: Layer, loss: Loss, statistic: Callable[..., Tree] = gradient
+) -> Callable[..., tuple[jax.Array, Tree]]:
+    """The mean loss of a batch and what a statistic makes of its backward sweep.
+
+        forward     p, residuals = model(params, x)      ℓ = loss(p, y)      value = Σᵢ wᵢ ℓᵢ / Σᵢ wᵢ
+        backward    ∂value/∂ℓᵢ = wᵢ / Σᵢ wᵢ  →  δ = ∂value/∂p  →  the model's backward pass
+
+    This is the one place where a mean over examples is taken.  With the default statistic the
+    tree is the gradient of the value, shaped like ``params``, and equals that of
+    ``jax.value_and_grad``; under ``shard_map`` too, where value and gradient are those of the
+    device's own batch and a gradient by parameters that are the same on every device is the sum
+    over devices.
+
+    Args:
+        model: the model, a layer.
+        loss: the loss.
+        statistic: ``statistic(site, inputs, delta) -> tree``, called at every site.
+
+    Returns:
+        ``f(params, x, y, *, sample_weight=None, weights=None, key=None, microbatch=None) ->
+        (value, tree)``:
+
+        - ``params``: the model's parameters; of a loss with parameters the pair (model's, loss's).
+        - ``x``, ``y``: inputs and targets, trees of arrays with a leading batch axis.
+        - ``sample_weight`` (B,): what each example counts for in the mean, by default 1.
+        - ``weights``: the tree that carries the error back in place of ``params``.
+        - ``key``: for layers that draw random numbers.
+        - ``microbatch``: how many examples are swept at a time, a divisor of B.  The trees of the
+          micro-batches are added, so it takes statistics that sum over examples, and layers that
+          mix examples see a micro-batch as their batch.
+
+    Raises:
+        LayerError: while tracing, when shapes, dtypes or structures do not fit; where values are
+            concrete also for labels out of range and weights that are negative or sum to 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import dense, mean_squared_error, value_and_backprop
+    >>> model = dense(1, w_init=jax.nn.initializers.ones)
+    >>> params, _ = model.init(jax.random.key(0), (2,))
+    >>> step = jax.jit(value_and_backprop(model, mean_squared_error))
+    >>> value, grads = step(params, jnp.array([[1.0, 2.0]]), jnp.array([[1.0]]))
+    >>> float(value), grads["w"].tolist(), grads["b"].tolist()
+    (4.0, [[4.0, 8.0]], [4.0])
+    """
+    model, loss = as_layer(model, "model"), as_loss(loss)
+
+    def f(params, x, y, *, sample_weight=None, weights=None, key=None, microbatch=None):
+        x = jax.tree.map(_array, x)
+        size = _batch_size(x, y)
+        _check_sample_weight(sample_weight, size)
+        weights = params if weights is None else _checked_weights(params, weights)
+        own, loss_own = _split(loss, params)
+        carriers, loss_carriers = _split(loss, weights)
+
+        def sweep(x, y, share, key):
+            prediction, residuals = model.forward(own, x, key)
+            _check_prediction(prediction)
+            losses, loss_residuals = loss.forward(loss_own, (prediction, y))
+            share = _checked_share(share, losses, size)
+            (delta, _), loss_tree = loss.backward(loss_carriers, loss_residuals, share, statistic)
+            _, tree = model.backward(carriers, residuals, delta, statistic)
+            return jnp.sum(share * losses), tree if _parameterless(loss) else (tree, loss_tree)
+
+        share = None
+        if sample_weight is not None:
+            share = jnp.asarray(sample_weight) / jnp.sum(jnp.asarray(sample_weight))
+        if microbatch is None:
+            value, tree = sweep(x, y, share, key)
+        else:
+            y = jax.tree.map(jnp.asarray, y)
+            value, tree = _added_up(sweep, x, y, share, key, microbatch, size)
+        return value, matched(tree, Varying.of(params)) if statistic is gradient else tree
+
+    return f
+
+
+def _added_up(sweep, x, y, share, key, microbatch, size):
+    """The sum of the sweeps over micro-batches, one after the other."""
+    name = "value_and_backprop"
+    if isinstance(microbatch, bool) or not isinstance(microbatch, int) or microbatch < 1:
+        raise LayerError(name, f"microbatch is {microbatch!r}, a number of examples is due")
+    if size % microbatch:
+        raise LayerError(name, f"microbatch is {microbatch}, a divisor of the batch {size} is due")
+    steps = size // microbatch
+    # Every steps-th example goes into one micro-batch, so that a sharded batch is split inside
+    # its shards.
+    x, y, share = jax.tree.map(
+        lambda leaf: jnp.moveaxis(leaf.reshape(microbatch, steps, *leaf.shape[1:]), 1, 0),
+        (x, y, share),
+    )
+    parts = (x, y, share, None if key is None else jax.random.split(key, steps))
+
+    def step(total, part):
+        return jax.tree.map(jnp.add, total, accumulated(sweep(*part))), None
+
+    # The first one stands outside of the scan: its sweep has the total's sharding and dtypes.
+    first = sweep(*jax.tree.map(lambda leaf: leaf[0], parts))
+    rest = jax.tree.map(lambda leaf: leaf[1:], parts)
+    total, _ = jax.lax.scan(step, accumulated(first), rest)
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, first)
+
+
+def _checked_share(share: jax.Array | None, losses: jax.Array, size: int) -> jax.Array:
+    """wᵢ / Σᵢ wᵢ for the examples of these losses."""
+    if losses.ndim != 1:
+        raise LayerError("loss", f"it gave {losses.shape}, one number an example (B,) is due")
+    return jnp.full_like(losses, 1 / size) if share is None else share.astype(losses.dtype)
+
+
+def _array(leaf: Any) -> jax.Array:
+    """An array; a NumPy integer that JAX would wrap around is an error."""
+    if isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.integer) and leaf.size:
+        held = np.iinfo(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if leaf.max() > held.max or leaf.min() < held.min:
+            raise LayerError("x", f"it holds {leaf.max()}, beyond {held.dtype}")
+    return jnp.asarray(leaf)
+
+
+def _batch_size(x: Tree, y: Tree) -> int:
+    sizes = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))]
+    if not sizes or len(set(sizes)) > 1 or sizes[0] in ((), (0,)):
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y))]
+        raise LayerError(
+            "value_and_backprop",
+            f"x and y have shapes {shapes}; one leading batch axis of 1 or more examples is due",
+        )
+    return sizes[0][0]
+
+
+def _check_prediction(prediction: Tree) -> None:
+    if not hasattr(prediction, "dtype"):
+        raise LayerError(
+            "model", "it returns a tuple, a loss takes one array; end it with a layer that picks one"
+        )
+
+
+def _check_sample_weight(sample_weight: Any, size: int) -> None:
+    if sample_weight is None:
+        return
+    name = "value_and_backprop"
+    shape = jnp.shape(sample_weight)
+    if shape != (size,) or not is_inexact(sample_weight):
+        came = f"{jnp.result_type(sample_weight)}{list(shape)}"
+        raise LayerError(name, f"sample_weight is {came}, floats ({size},) are due")
+    if is_concrete(sample_weight):
+        values = np.asarray(sample_weight, np.float64)
+        if not (values >= 0).all() or not 0 < values.sum() < np.inf:
+            raise LayerError(
+                name, "sample_weight must be finite, not negative, and not 0 everywhere"
+            )
+
+
+def _checked_weights(params: Tree, weights: Tree) -> Tree:
+    due, came = (
+        [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
+        for leaves in (
+            jax.tree_util.tree_flatten_with_path(params)[0],
+            jax.tree_util.tree_flatten_with_path(weights)[0],
+        )
+    )
+    if jax.tree.structure(params) != jax.tree.structure(weights) or due != came:
+        path = next((d[0] for d, c in zip(due, came, strict=False) if d != c), "")
+        raise LayerError(
+            "value_and_backprop",
+            f"weights differs from params in structure, shape or dtype{' at ' + path if path else ''}"
+            "; a tree shaped like the parameters is due",
+        )
+    return weights
+
+
+def _parameterless(loss: Loss) -> bool:
+    return loss.init is no_parameters
+
+
+def _split(loss: Loss, params: Tree) -> tuple[Tree, Tree]:
+    """The model's parameters and the loss's."""
+    if _parameterless(loss):
+        return params, ()
+    if not isinstance(params, (tuple, list)) or len(params) != 2:
+        raise LayerError(
+            "value_and_backprop",
+            f"{loss.name} has parameters, so params must be the pair (model's, loss's)",
+        )
+    return params[0], params[1]
