@@ -283,6 +283,7 @@ def repeat(layer: Layer, n: int) -> Layer:
                 raise LayerError(
                     "repeat", f"a parameter has shape {leaf.shape}, ({n}, ...) is due; its n is {n}"
                 )
+
         def step(x, part):
             part_params, part_key = part
             y, residuals = layer.forward(part_params, x, part_key)
@@ -489,7 +490,9 @@ def _init_entry(layer: Layer, key: jax.Array, struct: Any) -> tuple[Tree, Any]:
 
 def _check_parts(name: str, params: Tree, layers: tuple[Layer, ...]) -> None:
     if not isinstance(params, (tuple, list)) or len(params) != len(layers):
-        came = f"{len(params)} entries" if isinstance(params, (tuple, list)) else type(params).__name__
+        came = (
+            f"{len(params)} entries" if isinstance(params, (tuple, list)) else type(params).__name__
+        )
         raise LayerError(
             name,
             f"params has {came}, a tuple of {len(layers)} is due, one for each layer; "

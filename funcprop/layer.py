@@ -243,6 +243,7 @@ def differentiable(layer: Layer) -> Callable[..., Tree]:
     >>> jax.tree.map(jnp.shape, jax.grad(lambda p: f(p, jnp.ones((2, 4))).sum())(params))
     {'b': (3,), 'w': (3, 4)}
     """
+
     @jax.custom_vjp
     def apply(params, x, key=None):
         return layer.apply(params, x, key)

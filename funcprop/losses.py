@@ -104,7 +104,9 @@ def _elementwise(
             check(name, np.asarray(target, np.float64)[_kept(mask, target)])
         floats = is_inexact(target)
         target = jnp.asarray(target).astype(prediction.dtype)
-        share = _share(name, prediction, mask) / (prediction.shape[-1] if prediction.ndim > 1 else 1)
+        share = _share(name, prediction, mask) / (
+            prediction.shape[-1] if prediction.ndim > 1 else 1
+        )
         losses = loss(prediction, target)
         good = None if valid is None else valid(target)
         if good is not None:
@@ -195,9 +197,7 @@ def _bernoulli_noise(key, p):
 
 def _check_probability(name, target):
     if target.size and not (target.min() >= 0 and target.max() <= 1):
-        raise LayerError(
-            name, f"targets lie in [{target.min()}, {target.max()}], [0, 1] is due"
-        )
+        raise LayerError(name, f"targets lie in [{target.min()}, {target.max()}], [0, 1] is due")
 
 
 sigmoid_cross_entropy = _elementwise(

@@ -141,8 +141,12 @@ def backprop(
 def _sizes(params: Params) -> tuple[int, ...]:
     """(d₀, ..., d_L), read off the parameters."""
     layers = params if isinstance(params, (tuple, list)) else ()
-    if not layers or not all(isinstance(p, dict) and getattr(p.get("w"), "ndim", 0) == 2 for p in layers):
-        raise LayerError("mlp", 'params must be a tuple of {"w": (m, n), "b": (m,)}, as init makes it')
+    if not layers or not all(
+        isinstance(p, dict) and getattr(p.get("w"), "ndim", 0) == 2 for p in layers
+    ):
+        raise LayerError(
+            "mlp", 'params must be a tuple of {"w": (m, n), "b": (m,)}, as init makes it'
+        )
     return (layers[0]["w"].shape[1], *(layer["w"].shape[0] for layer in layers))
 
 
@@ -150,6 +154,7 @@ def _checked(sizes: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(sizes)
     if len(sizes) < 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
         raise LayerError(
-            "mlp", f"sizes is {sizes}, two or more whole numbers above 0 are due: (inputs, ..., outputs)"
+            "mlp",
+            f"sizes is {sizes}, two or more whole numbers above 0 are due: (inputs, ..., outputs)",
         )
     return sizes

@@ -149,7 +149,8 @@ def _batch_size(x: Tree, y: Tree) -> int:
 def _check_prediction(prediction: Tree) -> None:
     if not hasattr(prediction, "dtype"):
         raise LayerError(
-            "model", "it returns a tuple, a loss takes one array; end it with a layer that picks one"
+            "model",
+            "it returns a tuple, a loss takes one array; end it with a layer that picks one",
         )
 
 

@@ -116,9 +116,7 @@ def _step(rule, optimizer, metrics, state, batch):
     scalars = {"loss": value}
     if metrics is not None:
         scalars |= metrics(state, batch)
-    new = TrainState(
-        optax.apply_updates(params, updates), opt_state, new_rule_state, step + 1, key
-    )
+    new = TrainState(optax.apply_updates(params, updates), opt_state, new_rule_state, step + 1, key)
     chex.assert_trees_all_equal_shapes_and_dtypes(
         state, new, custom_message="the step changed its state; rule and optimizer must keep it"
     )
@@ -363,7 +361,9 @@ def _examples(data: Tree) -> int:
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1 or sizes <= {(), (0,)}:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
-        raise LayerError("data", f"x and y have shapes {shapes}; one leading axis of examples is due")
+        raise LayerError(
+            "data", f"x and y have shapes {shapes}; one leading axis of examples is due"
+        )
     return sizes.pop()[0]
 
 

@@ -145,7 +145,9 @@ LOSSES: tuple[Case, ...] = (
     Case("mean_squared_error", mean_squared_error, _all(normal(4, 3), normal(4, 3)), True),
     Case("mean_absolute_error", mean_absolute_error, _all(normal(4, 3), normal(4, 3))),
     Case("huber", huber(), _all(normal(4, 3), normal(4, 3))),
-    Case("softmax_cross_entropy", softmax_cross_entropy(), _all(normal(4, 5), _labels(4, classes=5))),
+    Case(
+        "softmax_cross_entropy", softmax_cross_entropy(), _all(normal(4, 5), _labels(4, classes=5))
+    ),
     Case(
         "softmax_cross_entropy, distributions",
         softmax_cross_entropy(),
@@ -167,9 +169,7 @@ LOSSES: tuple[Case, ...] = (
         _all(normal(4, 6, 3), (normal(4, 6, 3), _mask(4, 6))),
         True,
     ),
-    Case(
-        "sigmoid_cross_entropy", sigmoid_cross_entropy, _all(normal(4, 3), _probabilities(4, 3))
-    ),
+    Case("sigmoid_cross_entropy", sigmoid_cross_entropy, _all(normal(4, 3), _probabilities(4, 3))),
     Case("kl_divergence", kl_divergence, _all(normal(4, 5), _distribution(4, 5))),
     Case("hinge", hinge, _all(normal(4, 3), _signs(4, 3))),
 )

@@ -207,7 +207,9 @@ def _by_differences(manual, slopes, rejected):
         pairs.append((name, np.where(bad, 0, ours), np.where(bad, 0, theirs)))
     scale = max((float(np.abs(b).max()) for _, _, b in pairs if b.size), default=0.0)
     # Differences know a leaf to about eps/h of the whole: a leaf far below that has no scale.
-    pairs = [p for p in pairs if p[2].size and (np.abs(p[2]).max() > 1e-6 * scale or _big(p, scale))]
+    pairs = [
+        p for p in pairs if p[2].size and (np.abs(p[2]).max() > 1e-6 * scale or _big(p, scale))
+    ]
     notes = ()
     if count and lost > count // 2:
         notes = (f"{lost} of {count} coordinates lie at a kink; too few are left to judge by",)
@@ -222,7 +224,9 @@ def _bounded(
     pairs: list[tuple[str, Any, Any]], against: str, relative: float
 ) -> tuple[tuple[Difference, ...], tuple[Difference, ...]]:
     bound = relative / EPS64
-    leaves = tuple(difference(n, a, b, against=against, bound=bound, eps=EPS64) for n, a, b in pairs)
+    leaves = tuple(
+        difference(n, a, b, against=against, bound=bound, eps=EPS64) for n, a, b in pairs
+    )
     whole = (whole_difference(pairs, against=against, bound=bound, eps=EPS64),) if pairs else ()
     return leaves, whole
 

@@ -56,7 +56,9 @@ def central_differences(
         scale = 1e-5 * (1 + jnp.abs(slope))
         # Smooth: bends are h f″ and h f″/2, the slopes agree to h².  A kink at v keeps the bend, one
         # beside it moves the slope.
-        kink = (half_bend > 0.75 * bend) & (bend > scale) | (jnp.abs(slope - half_slope) > scale / 10)
+        kink = (half_bend > 0.75 * bend) & (bend > scale) | (
+            jnp.abs(slope - half_slope) > scale / 10
+        )
         return slope, kink
 
     gradient, rejected = jax.lax.map(slopes, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256)

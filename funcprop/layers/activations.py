@@ -139,7 +139,9 @@ def celu(alpha: float = 1.0) -> Layer:
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 selu = _of(  # Klambauer 2017, arXiv 1706.02515; scale·α at 0
     lambda z: _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(_negative(z))),
-    lambda z: _SELU_SCALE * jnp.where(z > 0, 1, _SELU_ALPHA * jnp.exp(_negative(z))).astype(z.dtype),
+    lambda z: (
+        _SELU_SCALE * jnp.where(z > 0, 1, _SELU_ALPHA * jnp.exp(_negative(z))).astype(z.dtype)
+    ),
     "selu",
 )
 

@@ -14,7 +14,9 @@ he_normal = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)
 zeros = jax.nn.initializers.zeros
 
 
-def affine(features: int, *, bias: bool = True, w_init: Any = he_normal, b_init: Any = zeros) -> Layer:
+def affine(
+    features: int, *, bias: bool = True, w_init: Any = he_normal, b_init: Any = zeros
+) -> Layer:
     """Affine map of the last axis.
 
         forward     y  = x Wᵀ + b
@@ -149,7 +151,9 @@ def check_affine(layer: str, params: Any, x: Any, features: int, bias: bool) -> 
             layer, f"x has shape {x.shape}, a batch (B, ..., n) is due; for one example use x[None]"
         )
     if w.ndim != 2 or w.shape[0] != features or (bias and params["b"].shape != (features,)):
-        shapes = ", ".join(f"{name} is {params[name].shape}" for name in sorted(params, reverse=True))
+        shapes = ", ".join(
+            f"{name} is {params[name].shape}" for name in sorted(params, reverse=True)
+        )
         raise LayerError(layer, f"{shapes}, w ({features}, n) and b ({features},) are due")
     if x.shape[-1] != w.shape[1]:
         raise LayerError(
