@@ -318,7 +318,7 @@ def repeat(layer: Layer, n: int) -> Layer:
 
         return jax.lax.scan(step, delta, (weights, rest, reused), reverse=True)
 
-    return Layer(init, forward, backward, "repeat", (layer,), lambda parts: repeat(*parts, n))
+    return Layer(init, forward, backward, "repeat", (layer,), lambda parts: repeat(parts[0], n))
 
 
 def remat(layer: Layer) -> Layer:
@@ -477,7 +477,7 @@ def _with_entry(entries: tuple, i: int, entry: Tree) -> tuple:
     return (*entries[:i], entry, *entries[i + 1 :])
 
 
-def _init_entry(layer: Layer, key: jax.Array, struct: Any) -> tuple[Tree, Any]:
+def _init_entry(layer: Layer, key: jax.Array | None, struct: Any) -> tuple[Tree, Any]:
     """Params and output structs of a layer on one entry of a tuple."""
     single = isinstance(struct, jax.ShapeDtypeStruct)
     params, out = layer.init(key, struct.shape if single else struct)
@@ -489,10 +489,9 @@ def _init_entry(layer: Layer, key: jax.Array, struct: Any) -> tuple[Tree, Any]:
 
 
 def _check_parts(name: str, params: Tree, layers: tuple[Layer, ...]) -> None:
-    if not isinstance(params, (tuple, list)) or len(params) != len(layers):
-        came = (
-            f"{len(params)} entries" if isinstance(params, (tuple, list)) else type(params).__name__
-        )
+    listed = isinstance(params, (tuple, list))
+    if not listed or len(params) != len(layers):
+        came = f"{len(params)} entries" if listed else type(params).__name__
         raise LayerError(
             name,
             f"params has {came}, a tuple of {len(layers)} is due, one for each layer; "

@@ -100,9 +100,12 @@ def matched(tree: Tree, primal: Varying) -> Tree:
         return tree
     leaves = _leaves(tree)
     structure = jax.tree.structure(tree, is_leaf=lambda leaf: leaf is None)
-    return structure.unflatten(
-        lax.psum(leaf, tuple(sorted(_varying(leaf) - axes))) if _varying(leaf) - axes else leaf
-        for leaf, axes in zip(leaves, primal.axes, strict=True)
+    return jax.tree.unflatten(
+        structure,
+        [
+            lax.psum(leaf, tuple(sorted(_varying(leaf) - axes))) if _varying(leaf) - axes else leaf
+            for leaf, axes in zip(leaves, primal.axes, strict=True)
+        ],
     )
 
 

@@ -214,9 +214,12 @@ def cotangent_of(y: Tree, delta: Tree) -> Tree:
     """``delta`` as ``jax.vjp`` wants it: float0 zeros where ``y`` is not inexact."""
     leaves, structure = jax.tree.flatten(y)
     deltas = jax.tree.leaves(delta, is_leaf=lambda leaf: leaf is None)
-    return structure.unflatten(
-        d if is_inexact(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
-        for leaf, d in zip(leaves, deltas, strict=True)
+    return jax.tree.unflatten(
+        structure,
+        [
+            d if is_inexact(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+            for leaf, d in zip(leaves, deltas, strict=True)
+        ],
     )
 
 

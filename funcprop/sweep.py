@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ def value_and_backprop(
 ) -> Callable[..., tuple[jax.Array, Tree]]:
     """The mean loss of a batch and what a statistic makes of its backward sweep.
 
-        forward     p, residuals = model(params, x)      ℓ = loss(p, y)      value = Σᵢ wᵢ ℓᵢ / Σᵢ wᵢ
+        forward     p = model(params, x)      ℓ = loss(p, y)      value = Σᵢ wᵢ ℓᵢ / Σᵢ wᵢ
         backward    ∂value/∂ℓᵢ = wᵢ / Σᵢ wᵢ  →  δ = ∂value/∂p  →  the model's backward pass
 
     This is the one place where a mean over examples is taken.  With the default statistic the
@@ -171,20 +172,13 @@ def _check_sample_weight(sample_weight: Any, size: int) -> None:
 
 
 def _checked_weights(params: Tree, weights: Tree) -> Tree:
-    due, came = (
-        [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
-        for leaves in (
-            jax.tree_util.tree_flatten_with_path(params)[0],
-            jax.tree_util.tree_flatten_with_path(weights)[0],
-        )
-    )
-    if jax.tree.structure(params) != jax.tree.structure(weights) or due != came:
-        path = next((d[0] for d, c in zip(due, came, strict=False) if d != c), "")
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes(params, weights)
+    except AssertionError as error:
         raise LayerError(
             "value_and_backprop",
-            f"weights differs from params in structure, shape or dtype{' at ' + path if path else ''}"
-            "; a tree shaped like the parameters is due",
-        )
+            f"weights is not shaped like params, as a tree that carries the error must be: {error}",
+        ) from None
     return weights
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -212,12 +213,12 @@ def fit(
     if isinstance(data, tuple):
         first = int(state.step)
         chunks = _scanned(data, shuffle_key, first, epochs, steps, batch_size, every, unroll)
-        _check_values(rule, state, data)
+        _check_values(rule, state.params, state.rule_state, data)
     else:
         chunks = _iterated(data, epochs, steps, batch_size, every)
     stops = (not_finite,) if stop is None else (stop,) if callable(stop) else tuple(stop)
     if validation is not None:
-        _check_values(rule, state, validation)
+        _check_values(rule, state.params, state.rule_state, validation)
 
     history: History = {}
     fresh = not resumed  # a state that somebody else may hold is not donated
@@ -339,7 +340,7 @@ def _iterated(data, epochs, steps, batch_size, every):
 
             def run(rule, optimizer, metrics, state, donate, some=some, check=not checked):
                 if check:
-                    _check_values(rule, state, tuple(some[0]))
+                    _check_values(rule, state.params, state.rule_state, tuple(some[0]))
                 return take(some, rule, optimizer, metrics, state, donate)
 
             checked = True
@@ -348,12 +349,12 @@ def _iterated(data, epochs, steps, batch_size, every):
     return runs()
 
 
-def _check_values(rule: Rule, state: TrainState, data: Tree) -> None:
+def _check_values(rule: Rule, params: Tree, rule_state: Tree, data: Tree) -> None:
     """Traces the rule with the data as constants, so that layers and losses see its values."""
     jax.eval_shape(
         lambda params, rule_state: rule.estimate(params, rule_state, *data, None)[0],
-        state.params,
-        state.rule_state,
+        params,
+        rule_state,
     )
 
 
@@ -405,8 +406,7 @@ def evaluate(
     >>> round(found["loss"], 4), found["accuracy"]
     (1.0986, 0.5)
     """
-    state = TrainState(params, (), rule_state, 0, None)
-    _check_values(rule, state, data)
+    _check_values(rule, params, rule_state, data)
     size = _examples(data)
     batch_size = size if batch_size is None else batch_size
     if batch_size < 1:
@@ -414,7 +414,8 @@ def evaluate(
     named = tuple((scores or {}).items())
     sums: dict[str, float] = {}
     for start in range(0, size, batch_size):
-        batch = jax.tree.map(lambda leaf: leaf[start : start + batch_size], data)
+        rows = slice(start, start + batch_size)
+        batch = jax.tree.map(operator.itemgetter(rows), data)
         count = min(batch_size, size - start)
         for name, mean in _evaluate(rule, named, params, rule_state, batch).items():
             sums[name] = sums.get(name, 0.0) + float(mean) * count
@@ -477,7 +478,7 @@ def until(
 
     def stop(history):
         last = _named(history, name)[-1]
-        reached = last >= at_least if at_least is not None else last <= at_most
+        reached = last >= at_least if at_least is not None else last <= at_most  # type: ignore
         return f"{name} reached {last:.6g}" if reached else None
 
     return stop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -101,7 +100,8 @@ class Report(NamedTuple):
                 index = ", ".join(map(str, d.worst_index))
                 lines.append(
                     f"    worst at [{index}]: {self.names[0]} {d.worst[0]:.9g}, "
-                    f"{d.against} {d.worst[1]:.9g}; not finite: {d.non_finite[0]}, {d.non_finite[1]}"
+                    f"{d.against} {d.worst[1]:.9g}; "
+                    f"not finite: {d.non_finite[0]}, {d.non_finite[1]}"
                 )
         return "\n".join([*lines, *(f"problem: {problem}" for problem in self.problems)])
 
@@ -223,7 +223,7 @@ def difference(
     max_eps, l2_eps = _ratio(gap_max, largest) / eps, _ratio(norm_gap, norm_b) / eps
     # The angle by way of the unit vectors' difference, which does not cancel near 0.
     unit_a, unit_b = (v.ravel() / (n or 1.0) for v, n in ((a, norm_a), (b, norm_b)))
-    half = np.linalg.norm(unit_a - unit_b) / 2
+    half = float(np.linalg.norm(unit_a - unit_b)) / 2
     cosine = float(unit_a @ unit_b) if norm_a and norm_b else math.nan
     angle = math.degrees(2 * math.asin(min(half, 1.0))) if norm_a and norm_b else math.nan
     if norm_a == norm_b == 0:
@@ -273,6 +273,8 @@ def _paired(
     manual: Tree, automatic: Tree, names: tuple[str, str]
 ) -> tuple[list[str], list[tuple[str, Any, Any]]]:
     """What differs in structure, shape or dtype, and the pairs of leaves that can be compared."""
+    ours: Any
+    theirs: Any
     ours, theirs = (jax.tree_util.tree_flatten_with_path(tree) for tree in (manual, automatic))
     problems = []
     if ours[1] != theirs[1]:

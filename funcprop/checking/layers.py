@@ -130,7 +130,7 @@ def check_gradient(
     False
     """
     args = jax.tree.map(jnp.asarray, args)
-    title = title or getattr(f, "__name__", "f")
+    title = title or str(getattr(f, "__name__", "f"))
     report = compare(
         gradient, jax.grad(f, argnums), *args, names=("manual", "jax.grad"), title=title
     )
@@ -184,7 +184,7 @@ def _judged(layer, manual, exact, x, key, analytic):
 
     def value(point):
         y = layer.apply(point["params"], _with_floats(x, point["x"]), key)
-        terms = jax.tree.map(lambda a, d: jnp.sum(a * d), _floats(y), _floats(delta))
+        terms = jax.tree.map(lambda a, d: jnp.sum(a * d.astype(a.dtype)), _floats(y), _floats(delta))
         return sum(jax.tree.leaves(terms))
 
     point = {"params": params, "x": floats}
@@ -207,17 +207,16 @@ def _by_differences(manual, slopes, rejected):
         pairs.append((name, np.where(bad, 0, ours), np.where(bad, 0, theirs)))
     scale = max((float(np.abs(b).max()) for _, _, b in pairs if b.size), default=0.0)
     # Differences know a leaf to about eps/h of the whole: a leaf far below that has no scale.
-    pairs = [
-        p for p in pairs if p[2].size and (np.abs(p[2]).max() > 1e-6 * scale or _big(p, scale))
-    ]
-    notes = ()
+    pairs = [pair for pair in pairs if _visible(pair, scale)]
+    notes: tuple[str, ...] = ()
     if count and lost > count // 2:
         notes = (f"{lost} of {count} coordinates lie at a kink; too few are left to judge by",)
     return (*_bounded(pairs, "central differences", 1e-6), notes)
 
 
-def _big(pair, scale):
-    return float(np.abs(pair[1]).max()) > 1e-5 * scale
+def _visible(pair, scale):
+    _, ours, theirs = pair
+    return ours.size and max(np.abs(ours).max() / 10, np.abs(theirs).max()) > 1e-6 * scale
 
 
 def _bounded(
@@ -268,8 +267,8 @@ def _with_floats(tree: Tree, floats: Tree) -> Tree:
     """``tree`` with its floats replaced; ``floats`` has ``None`` at the other leaves."""
     leaves, structure = jax.tree.flatten(tree)
     new = jax.tree.leaves(floats, is_leaf=lambda leaf: leaf is None)
-    return structure.unflatten(
-        old if value is None else value for old, value in zip(leaves, new, strict=True)
+    return jax.tree.unflatten(
+        structure, [old if value is None else value for old, value in zip(leaves, new, strict=True)]
     )
 
 
@@ -284,20 +283,26 @@ def _draw(key: jax.Array, shape: Any, batch: int) -> Tree:
         return jax.random.normal(key, (batch, *shape))
     leaves, structure = jax.tree.flatten(shape)
     keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        jax.random.normal(k, (batch, *leaf.shape))
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        else jnp.ones((batch, *leaf.shape), leaf.dtype)
-        for k, leaf in zip(keys, leaves, strict=True)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jax.random.normal(k, (batch, *leaf.shape))
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            else jnp.ones((batch, *leaf.shape), leaf.dtype)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ],
     )
 
 
 def _draw_like(key: jax.Array, y: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(y)
     keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        jax.random.normal(k, leaf.shape) if is_inexact(leaf) else None
-        for k, leaf in zip(keys, leaves, strict=True)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jax.random.normal(k, leaf.shape) if is_inexact(leaf) else None
+            for k, leaf in zip(keys, leaves, strict=True)
+        ],
     )
 
 
@@ -305,11 +310,14 @@ def _not_constant(key: jax.Array, params: Tree) -> Tree:
     """Parameters with noise added where all are equal, as biases are at first."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves)) if leaves else ()
-    return structure.unflatten(
-        leaf + jax.random.normal(k, leaf.shape, leaf.dtype) / 2
-        if is_inexact(leaf) and leaf.size and bool(jnp.all(leaf == leaf.ravel()[0]))
-        else leaf
-        for k, leaf in zip(keys, leaves, strict=True)
+    return jax.tree.unflatten(
+        structure,
+        [
+            leaf + jax.random.normal(k, leaf.shape, leaf.dtype) / 2
+            if is_inexact(leaf) and leaf.size and bool(jnp.all(leaf == leaf.ravel()[0]))
+            else leaf
+            for k, leaf in zip(keys, leaves, strict=True)
+        ],
     )
 
 

@@ -37,7 +37,8 @@ def central_differences(
     >>> import jax, jax.numpy as jnp
     >>> from funcprop.checking import central_differences
     >>> with jax.enable_x64(True):
-    ...     slopes, rejected = central_differences(lambda v: jnp.abs(v).sum(), jnp.array([2.0, 0.0]))
+    ...     point = jnp.array([2.0, 0.0])
+    ...     slopes, rejected = central_differences(lambda v: jnp.abs(v).sum(), point)
     >>> slopes.round(6).tolist(), rejected.tolist()
     ([1.0, 0.0], [False, True])
     """
@@ -54,12 +55,11 @@ def central_differences(
         half_bend = jnp.abs(half_high - 2 * middle + half_low) / (h / 2)
         slope, half_slope = (high - low) / (2 * h), (half_high - half_low) / h
         scale = 1e-5 * (1 + jnp.abs(slope))
-        # Smooth: bends are h f″ and h f″/2, the slopes agree to h².  A kink at v keeps the bend, one
-        # beside it moves the slope.
-        kink = (half_bend > 0.75 * bend) & (bend > scale) | (
-            jnp.abs(slope - half_slope) > scale / 10
-        )
-        return slope, kink
+        # Smooth: bends are h f″ and h f″/2, the slopes agree to h².  A kink at v keeps the bend,
+        # one beside it moves the slope.
+        at_point = (half_bend > 0.75 * bend) & (bend > scale)
+        beside = jnp.abs(slope - half_slope) > scale / 10
+        return slope, at_point | beside
 
     gradient, rejected = jax.lax.map(slopes, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256)
     return unravel(gradient), _like(point, rejected)
@@ -91,7 +91,7 @@ def complex_step(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-30) 
 
     @jax.jit
     def slope(direction):
-        return jnp.imag(f(_like(point, flat + 1j * h * direction))) / h
+        return jnp.imag(f(_like(point, jax.lax.complex(flat, h * direction)))) / h
 
     return unravel(jax.lax.map(slope, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256))
 
@@ -108,6 +108,6 @@ def _like(point: Tree, flat: jax.Array) -> Tree:
     leaves, structure = jax.tree.flatten(point)
     ends = np.cumsum([leaf.size for leaf in leaves])
     pieces = jnp.split(flat, ends[:-1])
-    return structure.unflatten(
-        piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)
+    return jax.tree.unflatten(
+        structure, [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
     )

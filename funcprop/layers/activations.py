@@ -46,7 +46,7 @@ def elementwise(
     >>> square.backward((), residuals, jnp.array([[1.0]]))[0].tolist()
     [[6.0]]
     """
-    label = name or getattr(f, "__name__", "elementwise")
+    label = name or str(getattr(f, "__name__", "elementwise"))
 
     def forward(params, z, key=None):
         check_float(label, z)

@@ -43,7 +43,7 @@ def function(
     >>> delta_x[0].tolist(), float(grad)
     ([2.0, 2.0, 2.0], 12.0)
     """
-    label = name or getattr(f, "__name__", "function")
+    label = name or str(getattr(f, "__name__", "function"))
 
     def gradients(inputs, delta):
         copies, x = inputs
