@@ -302,7 +302,7 @@ def repeat(layer: Layer, n: int) -> Layer:
             return y, (rest, _Static((structure, where)))
 
         keys = None if key is None else jax.random.split(key, n)
-        y, (rest, static) = jax.lax.scan(step, x, (params, keys))
+        y, (rest, static) = jax.lax.scan(step, x, (params, keys), length=n)
         reused = params if any(at is not None for at in static.value[1]) else ()
         return y, (rest, reused, static)
 
@@ -316,7 +316,7 @@ def repeat(layer: Layer, n: int) -> Layer:
             kept = structure.unflatten(next(others) if at is None else mine[at] for at in where)
             return layer.backward(part_weights, kept, delta, statistic)
 
-        return jax.lax.scan(step, delta, (weights, rest, reused), reverse=True)
+        return jax.lax.scan(step, delta, (weights, rest, reused), length=n, reverse=True)
 
     return Layer(init, forward, backward, "repeat", (layer,), lambda parts: repeat(parts[0], n))
 
@@ -384,7 +384,10 @@ class Summary(NamedTuple):
                 row.parameter_shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
             )[0]
             text = "  ".join(f"{jax.tree_util.keystr(p, simple=True)} {s}" for p, s in shapes if s)
-            out = str(tuple(row.out_shape))
+            out = row.out_shape
+            out = (
+                str(out) if is_shape(out) else " ".join(str(s.shape) for s in jax.tree.leaves(out))
+            )
             cells.append((row.position, row.name, out, f"{row.parameters:,}", text))
         cells.append(("total", "", "", f"{self.parameters:,}", ""))
         widths = [max(len(line[i]) for line in cells) for i in range(5)]
@@ -500,7 +503,10 @@ def _check_parts(name: str, params: Tree, layers: tuple[Layer, ...]) -> None:
 
 
 def _check_tuple(name: str, argument: str, x: Any, n: int | None, i: int = 0) -> None:
-    if not isinstance(x, (tuple, list)) or (n is not None and len(x) != n) or i >= len(x):
-        came = f"a tuple of {len(x)}" if isinstance(x, (tuple, list)) else f"a {type(x).__name__}"
+    listed = isinstance(x, (tuple, list)) and not (argument == "shape" and is_shape(x))
+    if not listed or (n is not None and len(x) != n) or i >= len(x):
+        came = f"a tuple of {len(x)}" if listed else f"that of one array, {x}"
+        if argument == "x" and not listed:
+            came = f"a {type(x).__name__}"
         due = f"a tuple of {n}" if n is not None else f"a tuple with an entry {i}"
         raise LayerError(name, f"{argument} is {came}, {due} is due; fork(n) makes copies")

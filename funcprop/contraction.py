@@ -47,7 +47,9 @@ def total(delta: jax.Array) -> jax.Array:
 
 def accumulated(tree: Tree) -> Tree:
     """``tree`` in a dtype wide enough to add many terms: at least float32."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf, tree
+    )
 
 
 def _dot(a: jax.Array, b: jax.Array, over_a: list[int], over_b: list[int]) -> jax.Array:

@@ -280,7 +280,7 @@ def _categorical(name: str, smoothing: float = 0.0, *, divergence: bool = False)
         _check_classes(name, prediction, target, mask, labels=not divergence)
         target = jnp.asarray(target)
         if not is_inexact(target):
-            target = target.astype(jnp.promote_types(target.dtype, jnp.int32))
+            target = target.astype(jnp.int32) if target.dtype.itemsize < 4 else target
         share = _share(name, prediction, mask)
         log_p = jax.nn.log_softmax(prediction, axis=-1)
         q, good = distribution(target, log_p)

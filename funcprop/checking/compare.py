@@ -217,17 +217,18 @@ def difference(
     if bound is None:
         bound = BOUNDS.get(np.dtype(dtype).itemsize, BOUNDS[4])[0 if whole else 1]
     a, b = (np.asarray(leaf).astype(np.float64) for leaf in (a, b))
-    gap = np.abs(a - b)
-    gap_max, largest = _largest(gap), _largest(np.abs(b))
-    norm_gap, norm_a, norm_b = (float(np.linalg.norm(v.ravel())) for v in (gap, a, b))
-    max_eps, l2_eps = _ratio(gap_max, largest) / eps, _ratio(norm_gap, norm_b) / eps
-    # The angle by way of the unit vectors' difference, which does not cancel near 0.
-    unit_a, unit_b = (v.ravel() / (n or 1.0) for v, n in ((a, norm_a), (b, norm_b)))
-    half = float(np.linalg.norm(unit_a - unit_b)) / 2
-    cosine = float(unit_a @ unit_b) if norm_a and norm_b else math.nan
+    with np.errstate(all="ignore"):  # infinities and NaN are counted, and fail
+        gap = np.abs(a - b)
+        norm_gap, norm_a, norm_b = (float(np.linalg.norm(v.ravel())) for v in (gap, a, b))
+        # The angle by way of the unit vectors' difference, which does not cancel near 0.
+        unit_a, unit_b = (v.ravel() / (n or 1.0) for v, n in ((a, norm_a), (b, norm_b)))
+        half = float(np.linalg.norm(unit_a - unit_b)) / 2
+        cosine = float(unit_a @ unit_b) if norm_a and norm_b else math.nan
     angle = math.degrees(2 * math.asin(min(half, 1.0))) if norm_a and norm_b else math.nan
     if norm_a == norm_b == 0:
         cosine, angle = 1.0, 0.0
+    max_eps = _ratio(_largest(gap), _largest(np.abs(b))) / eps
+    l2_eps = _ratio(norm_gap, norm_b) / eps
     order = np.where(np.isnan(gap), np.inf, gap)
     at = np.unravel_index(int(np.argmax(order)), shape) if gap.size else ()
     measured = l2_eps if whole else max_eps

@@ -184,7 +184,9 @@ def _judged(layer, manual, exact, x, key, analytic):
 
     def value(point):
         y = layer.apply(point["params"], _with_floats(x, point["x"]), key)
-        terms = jax.tree.map(lambda a, d: jnp.sum(a * d.astype(a.dtype)), _floats(y), _floats(delta))
+        terms = jax.tree.map(
+            lambda a, d: jnp.sum(a * d.astype(a.dtype)), _floats(y), _floats(delta)
+        )
         return sum(jax.tree.leaves(terms))
 
     point = {"params": params, "x": floats}

@@ -161,7 +161,7 @@ def check_affine(layer: str, params: Any, x: Any, features: int, bias: bool) -> 
             f"x has {x.shape[-1]} features, its weights take {w.shape[1]} (w is {w.shape}); "
             "check the sizes given to init",
         )
-    for name, leaf in params.items():
+    for name, leaf in sorted(params.items(), reverse=True):
         if leaf.dtype != x.dtype:
             raise LayerError(
                 layer, f"x is {x.dtype}, {name} is {leaf.dtype}; cast one of them to the other"

@@ -1,0 +1,173 @@
+"""value_and_backprop: weights of examples, micro-batches, feedback weights, parametric losses."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcprop as fp
+from funcprop import LayerError, compare
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+SIZES = (4, 6, 3)
+MODEL = fp.mlp(SIZES, fp.tanh)
+PARAMS = fp.init(KEY, SIZES)
+X = jax.random.normal(jax.random.key(1), (12, 4))
+Y = jax.random.randint(jax.random.key(2), (12,), 0, 3)
+LOSS = fp.softmax_cross_entropy()
+SWEEP = fp.value_and_backprop(MODEL, LOSS)
+
+
+def weighted(params, weights):
+    losses = LOSS.apply((), (MODEL.apply(params, X), Y))
+    return jnp.sum(losses * weights) / jnp.sum(weights)
+
+
+def test_it_is_value_and_grad():
+    found = jax.jit(SWEEP)(PARAMS, X, Y)
+    compare(found, jax.jit(jax.value_and_grad(weighted))(PARAMS, jnp.ones(12))).assert_ok()
+
+
+def test_sample_weight():
+    weights = jax.random.uniform(jax.random.key(3), (12,))
+    due = jax.jit(jax.value_and_grad(weighted))(PARAMS, weights)
+    compare(jax.jit(SWEEP)(PARAMS, X, Y, sample_weight=weights), due).assert_ok()
+    # What counts is their ratio; an example of weight 0 may as well not be there.
+    compare(jax.jit(SWEEP)(PARAMS, X, Y, sample_weight=7 * weights), due).assert_ok()
+    some = jnp.where(jnp.arange(12) < 5, 1.0, 0.0)
+    compare(SWEEP(PARAMS, X, Y, sample_weight=some), SWEEP(PARAMS, X[:5], Y[:5])).assert_ok()
+
+
+@pytest.mark.parametrize("microbatch", [1, 4, 12])
+def test_microbatches_add_up_to_the_batch(microbatch):
+    weights = jax.random.uniform(jax.random.key(3), (12,))
+    run = jax.jit(SWEEP, static_argnames="microbatch")
+    for given in (None, weights):
+        due = run(PARAMS, X, Y, sample_weight=given)
+        found = run(PARAMS, X, Y, sample_weight=given, microbatch=microbatch)
+        compare(found, due).assert_ok()
+
+
+def test_microbatches_of_bfloat16_are_added_in_float32():
+    """Sixteen thousand equal terms: a bfloat16 sum would stop growing at 256 of them."""
+    model = fp.affine(1, w_init=jax.nn.initializers.ones)
+    params = {"w": jnp.ones((1, 1), jnp.bfloat16), "b": jnp.zeros(1, jnp.bfloat16)}
+    n = 2048
+    x, y = jnp.ones((n, 1), jnp.bfloat16), jnp.zeros((n, 1), jnp.bfloat16)
+    sweep = fp.value_and_backprop(model, fp.mean_squared_error)
+    value, grads = jax.jit(sweep, static_argnames="microbatch")(params, x, y, microbatch=1)
+    assert value == 1
+    assert grads["w"] == 2
+    assert grads["w"].dtype == value.dtype == jnp.bfloat16
+
+
+def test_microbatches_save_memory():
+    model = fp.mlp((64, 256, 256, 10), fp.gelu)
+    params, _ = model.init(KEY, (64,))
+    x, y = jnp.ones((1024, 64)), jnp.zeros(1024, jnp.int32)
+    sweep = fp.value_and_backprop(model, LOSS)
+
+    def temporary(microbatch):
+        run = jax.jit(lambda p, x, y: sweep(p, x, y, microbatch=microbatch))
+        return run.lower(params, x, y).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(64) < 0.5 * temporary(None)
+
+
+def test_other_weights_carry_the_error():
+    """Feedback alignment with B = W is backprop, and with another B the first layer alone moves."""
+    others = fp.init(jax.random.key(9), SIZES)
+    value, grads = SWEEP(PARAMS, X, Y)
+    same = SWEEP(PARAMS, X, Y, weights=PARAMS)
+    chex.assert_trees_all_equal(same, (value, grads))
+    fed_value, fed = SWEEP(PARAMS, X, Y, weights=others)
+    assert fed_value == value
+    chex.assert_trees_all_equal(fed[1], grads[1])
+    assert not np.allclose(fed[0]["w"], grads[0]["w"])
+    # By hand: δ¹ = (δ² B²) ⊙ σ′.
+    h = jnp.tanh(X @ PARAMS[0]["w"].T + PARAMS[0]["b"])
+    p = jax.nn.softmax(h @ PARAMS[1]["w"].T + PARAMS[1]["b"])
+    delta = (p - jax.nn.one_hot(Y, 3)) / 12
+    hidden = (delta @ others[1]["w"]) * (1 - h * h)
+    np.testing.assert_allclose(fed[0]["w"], hidden.T @ X, rtol=1e-4, atol=1e-6)
+
+
+def test_a_statistic_takes_the_gradient_s_place():
+    """Here the size of delta at every site."""
+    sweep = fp.value_and_backprop(MODEL, LOSS, lambda site, inputs, delta: jnp.abs(delta).sum())
+    _, sizes = jax.jit(sweep)(PARAMS, X, Y)
+    assert [size.shape for size in sizes] == [(), ()]
+    h = MODEL.apply(PARAMS, X)
+    due = jnp.abs(jax.nn.softmax(h) - jax.nn.one_hot(Y, 3)).sum() / 12
+    assert sizes[1] == pytest.approx(float(due), rel=1e-5)
+
+
+def parametric_loss():
+    """Squared error after a learnt scale: a loss with parameters of its own."""
+
+    def forward(scale, x, key=None):
+        prediction, target = x
+        r = scale * prediction - target
+        return jnp.sum(r * r, -1), (prediction, r)
+
+    site = fp.Site("scale", lambda p, d: jnp.sum(p * d))
+
+    def backward(scale, residuals, delta, statistic=fp.gradient):
+        prediction, r = residuals
+        slope = 2 * r * delta[:, None]
+        return (scale * slope, -slope), statistic(site, prediction, slope)
+
+    return fp.Loss(lambda key, shape: (jnp.ones(()), ()), forward, backward, None, None, "scaled")
+
+
+def test_a_loss_with_parameters():
+    loss, y = parametric_loss(), jnp.ones((12, 3))
+    params = (PARAMS, jnp.array(1.5))
+
+    def value(params):
+        return jnp.mean(loss.apply(params[1], (MODEL.apply(params[0], X), y)))
+
+    found = jax.jit(fp.value_and_backprop(MODEL, loss))(params, X, y)
+    compare(found, jax.jit(jax.value_and_grad(value))(params)).assert_ok()
+    with pytest.raises(LayerError, match="scaled has parameters, so params must be the pair"):
+        fp.value_and_backprop(MODEL, loss)(jnp.array(1.5), X, y)
+
+
+def test_numpy_arrays_are_taken_as_jit_takes_them():
+    x, y = np.asarray(X, np.float64), np.asarray(Y, np.int64)
+    compare(SWEEP(PARAMS, x, y), SWEEP(PARAMS, X, Y)).assert_ok()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"sample_weight": jnp.ones(11)},
+            r"sample_weight is float32\[11\], floats \(12,\) are due",
+        ),
+        ({"sample_weight": jnp.ones(12, int)}, r"sample_weight is int32\[12\]"),
+        ({"sample_weight": -jnp.ones(12)}, r"must be finite, not negative, and not 0 everywhere"),
+        ({"sample_weight": jnp.zeros(12)}, r"not 0 everywhere"),
+        ({"sample_weight": jnp.full(12, jnp.nan)}, r"must be finite"),
+        ({"microbatch": 5}, r"microbatch is 5, a divisor of the batch 12 is due"),
+        ({"microbatch": 0}, r"microbatch is 0"),
+        ({"weights": PARAMS[:1]}, r"weights is not shaped like params"),
+        ({"weights": fp.init(KEY, (4, 6, 2))}, r"weights is not shaped like params"),
+    ],
+)
+def test_messages(options, message):
+    with pytest.raises(LayerError, match=message):
+        SWEEP(PARAMS, X, Y, **options)
+
+
+def test_more_messages():
+    with pytest.raises(LayerError, match="it returns a tuple, a loss takes one array"):
+        fp.value_and_backprop(fp.fork(2), LOSS)((), X, Y)
+    bad = LOSS._replace(forward=lambda params, x, key=None: (jnp.ones(()), ()))
+    with pytest.raises(LayerError, match=r"loss: it gave .*, one number an example"):
+        fp.value_and_backprop(fp.identity, bad)((), X, Y)
+    with pytest.raises(LayerError, match="x: it holds 4294967296, beyond int32"):
+        SWEEP(PARAMS, np.full((12, 4), 2**32), Y)
