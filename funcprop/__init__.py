@@ -1,12 +1,12 @@
 """Backpropagation written out by hand, in JAX."""
 
+from . import checking as checking
+from . import datasets as datasets
 from .checking.compare import Difference as Difference
 from .checking.compare import Report as Report
 from .checking.compare import compare as compare
 from .checking.layers import check_gradient as check_gradient
 from .checking.layers import check_layer as check_layer
-from .combinators import Row as Row
-from .combinators import Summary as Summary
 from .combinators import fork as fork
 from .combinators import on as on
 from .combinators import parallel as parallel
@@ -14,7 +14,8 @@ from .combinators import remat as remat
 from .combinators import repeat as repeat
 from .combinators import residual as residual
 from .combinators import serial as serial
-from .combinators import summary as summary
+from .evaluation import accuracy as accuracy
+from .evaluation import evaluate as evaluate
 from .layer import Layer as Layer
 from .layer import LayerError as LayerError
 from .layer import Site as Site
@@ -62,15 +63,16 @@ from .mlp import apply as apply
 from .mlp import backprop as backprop
 from .mlp import init as init
 from .mlp import mlp as mlp
+from .stopping import not_finite as not_finite
+from .stopping import patience as patience
+from .stopping import until as until
+from .summary import Row as Row
+from .summary import Summary as Summary
+from .summary import summary as summary
 from .sweep import value_and_backprop as value_and_backprop
 from .training import TrainState as TrainState
-from .training import accuracy as accuracy
-from .training import evaluate as evaluate
 from .training import fit as fit
 from .training import init_state as init_state
-from .training import not_finite as not_finite
-from .training import patience as patience
-from .training import until as until
 from .training import update_step as update_step
 
 __version__ = "0.1.0"

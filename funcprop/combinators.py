@@ -1,14 +1,14 @@
 """Layers made of layers.
 
 A combinator lists its ``parts`` and its ``rebuild`` makes it anew from other parts, so whoever
-wants to look inside a model maps over its parts and rebuilds it (:func:`summary` does).
+wants to look inside a model maps over its parts and rebuilds it (:func:`~funcprop.summary` does).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -351,101 +351,6 @@ def remat(layer: Layer) -> Layer:
         return layer.backward(weights, kept, delta, statistic)
 
     return Layer(layer.init, forward, backward, "remat", (layer,), lambda parts: remat(*parts))
-
-
-# ---------------------------------------------------------------------------- summary
-
-
-class Row(NamedTuple):
-    """One line of a :func:`summary`."""
-
-    position: str
-    name: str
-    out_shape: Any
-    parameters: int
-    parameter_shapes: Any
-
-
-class Summary(NamedTuple):
-    """A model's layers; ``str()`` of it is a table.
-
-    Attributes:
-        rows: a :class:`Row` for each layer without parts, in the order of the model.
-        parameters: how many numbers the model learns.
-    """
-
-    rows: tuple[Row, ...]
-    parameters: int
-
-    def __str__(self) -> str:
-        cells = [("layer", "", "output", "parameters", "")]
-        for row in self.rows:
-            shapes = jax.tree_util.tree_flatten_with_path(
-                row.parameter_shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
-            )[0]
-            text = "  ".join(f"{jax.tree_util.keystr(p, simple=True)} {s}" for p, s in shapes if s)
-            out = row.out_shape
-            out = (
-                str(out) if is_shape(out) else " ".join(str(s.shape) for s in jax.tree.leaves(out))
-            )
-            cells.append((row.position, row.name, out, f"{row.parameters:,}", text))
-        cells.append(("total", "", "", f"{self.parameters:,}", ""))
-        widths = [max(len(line[i]) for line in cells) for i in range(5)]
-        return "\n".join(
-            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
-            for a, b, c, d, e in cells
-        )
-
-
-def summary(model: Layer, shape: Any) -> Summary:
-    """The model's layers with their output shapes and parameters; nothing is computed.
-
-    Args:
-        model: any layer.
-        shape: shape of one example (a tuple of ``jax.ShapeDtypeStruct`` for a tuple input).
-
-    Returns:
-        A :class:`Summary`.  A layer inside ``repeat`` is counted as often as it is repeated.
-
-    >>> from funcprop import mlp, summary
-    >>> print(summary(mlp((10, 20, 5)), (10,)))
-    layer             output  parameters
-    layers[0]  dense  (20,)          220  b (20,)  w (20, 10)
-    layers[1]  dense  (5,)           105  b (5,)  w (5, 20)
-    total                            325
-    """
-    rows: list[Row] = []
-
-    def watched(layer: Layer, place: str) -> Layer:
-        inner = layer
-        if layer.rebuild is not None:
-            several = layer.name in ("serial", "parallel")
-            places = (f"{place}.layers[{i}]" if several else place for i in range(len(layer.parts)))
-            inner = layer.rebuild(tuple(map(watched, layer.parts, places)))
-
-        def init(key, shape):
-            first = len(rows)
-            params, out_shape = inner.init(key, shape)
-            count = sum(leaf.size for leaf in jax.tree.leaves(params))
-            if layer.rebuild is None:
-                shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
-                rows.append(Row(place.removeprefix("."), layer.name, out_shape, count, shapes))
-            within = sum(row.parameters for row in rows[first:])
-            if within and count > within:  # a part that was made once and is used several times
-                times = count // within
-                rows[first:] = [
-                    row._replace(name=f"{times} × {row.name}", parameters=times * row.parameters)
-                    for row in rows[first:]
-                ]
-            return params, out_shape
-
-        return inner._replace(init=init)
-
-    def whole(key):
-        return watched(model, "").init(key, shape)[0]
-
-    params = jax.eval_shape(whole, jax.random.key(0))
-    return Summary(tuple(rows), sum(leaf.size for leaf in jax.tree.leaves(params)))
 
 
 # ---------------------------------------------------------------------------- helpers

@@ -11,7 +11,7 @@ Backward, from the loss's derivative δ⁽ᴸ⁾ = ∂L/∂z⁽ᴸ⁾ down:
     ∂L/∂b⁽ˡ⁾ = δ⁽ˡ⁾
     δ⁽ˡ⁻¹⁾ = (W⁽ˡ⁾ᵀ δ⁽ˡ⁾) ⊙ σ′(z⁽ˡ⁻¹⁾)
 
-In code a batch of row vectors stands for h, so that W h becomes x Wᵀ and W ᵀδ becomes δ W, and
+In code a batch of row vectors stands for h, so that W h becomes x Wᵀ and Wᵀ δ becomes δ W, and
 the outer product gets a sum over the batch.  The lines are in :mod:`funcprop.layers.dense`
 (``affine``: its three equations) and :mod:`funcprop.layers.activations` (σ and σ′), the walk over
 the layers in :func:`funcprop.serial`, the loss's derivative in :mod:`funcprop.losses`.

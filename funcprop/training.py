@@ -1,4 +1,4 @@
-"""Training: a step, a loop that scans on the device, evaluation, and when to stop.
+"""Training: a step, and a loop that scans on the device.
 
 All of it knows learning rules only (:class:`~funcprop.Rule`); backprop is one of them.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .layer import LayerError
+from .evaluation import Score, check_values, evaluate, examples
 from .learning.backpropagation import Rule
+from .stopping import History, not_finite
 
 Tree = Any
 Metrics = Callable[["TrainState", Tree], Mapping[str, jax.Array]]
-Score = Callable[[Tree, Tree], jax.Array]
-History = dict[str, Any]
 
 
 class TrainState(NamedTuple):
@@ -213,18 +210,18 @@ def fit(
     if isinstance(data, tuple):
         first = int(state.step)
         chunks = _scanned(data, shuffle_key, first, epochs, steps, batch_size, every, unroll)
-        _check_values(rule, state.params, state.rule_state, data)
+        check_values(rule, state.params, state.rule_state, data)
     else:
         chunks = _iterated(data, epochs, steps, batch_size, every)
     stops = (not_finite,) if stop is None else (stop,) if callable(stop) else tuple(stop)
     if validation is not None:
-        _check_values(rule, state.params, state.rule_state, validation)
+        check_values(rule, state.params, state.rule_state, validation)
 
     history: History = {}
-    fresh = not resumed  # a state that somebody else may hold is not donated
+    donate = not resumed and callback is None  # nobody else may hold what is donated
     for run in chunks:
-        state, scalars = run(rule, optimizer, metrics, state, fresh)
-        fresh = callback is None
+        state, scalars = run(rule, optimizer, metrics, state, donate)
+        donate = callback is None
         for name, values in scalars.items():
             history.setdefault(name, []).extend(np.asarray(values).tolist())
         if validation is not None:
@@ -246,7 +243,7 @@ def _scanned(data, key, first, epochs, steps, batch_size, every, unroll):
     """Runs of many steps each, over batches drawn from the arrays."""
     if len(data) != 2:
         raise ValueError(f"data is a tuple of {len(data)}; the pair (x, y) is due")
-    size = _examples(data)
+    size = examples(data)
     if batch_size is not None and not 1 <= batch_size <= size:
         raise ValueError(f"batch_size is {batch_size}, 1 to {size} (all examples) is due")
     if (epochs is None) == (steps is None):
@@ -340,189 +337,10 @@ def _iterated(data, epochs, steps, batch_size, every):
 
             def run(rule, optimizer, metrics, state, donate, some=some, check=not checked):
                 if check:
-                    _check_values(rule, state.params, state.rule_state, tuple(some[0]))
+                    check_values(rule, state.params, state.rule_state, tuple(some[0]))
                 return take(some, rule, optimizer, metrics, state, donate)
 
             checked = True
             yield run
 
     return runs()
-
-
-def _check_values(rule: Rule, params: Tree, rule_state: Tree, data: Tree) -> None:
-    """Traces the rule with the data as constants, so that layers and losses see its values."""
-    jax.eval_shape(
-        lambda params, rule_state: rule.estimate(params, rule_state, *data, None)[0],
-        params,
-        rule_state,
-    )
-
-
-def _examples(data: Tree) -> int:
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
-        raise LayerError(
-            "data", f"x and y have shapes {shapes}; one leading axis of examples is due"
-        )
-    return sizes.pop()[0]
-
-
-# -------------------------------------------------------------------------- evaluation
-
-
-def evaluate(
-    rule: Rule,
-    params: Tree,
-    data: Tree,
-    *,
-    scores: Mapping[str, Score] | None = None,
-    batch_size: int | None = None,
-    rule_state: Tree = (),
-) -> dict[str, float]:
-    """The mean loss, and the mean of each score, over all examples.
-
-    Args:
-        rule: a learning rule.
-        params: the parameters.
-        data: the pair (x, y).
-        scores: ``{name: score(prediction, y) -> (B,)}``, say ``{"accuracy": accuracy}``.
-        batch_size: examples at a time; by default all.
-        rule_state: the rule's state, of a rule that has one.
-
-    Returns:
-        ``{"loss": ..., **scores}``.
-
-    Raises:
-        LayerError: when shapes, dtypes, structures or values do not fit.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from funcprop import accuracy, backpropagation, evaluate, mlp, softmax_cross_entropy
-    >>> model = mlp((2, 3))
-    >>> params, _ = model.init(jax.random.key(0), (2,))
-    >>> rule = backpropagation(model, softmax_cross_entropy())
-    >>> found = evaluate(rule, params, (jnp.zeros((4, 2)), jnp.array([0, 1, 2, 0])),
-    ...                  scores={"accuracy": accuracy})
-    >>> round(found["loss"], 4), found["accuracy"]
-    (1.0986, 0.5)
-    """
-    _check_values(rule, params, rule_state, data)
-    size = _examples(data)
-    batch_size = size if batch_size is None else batch_size
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, 1 or more is due")
-    named = tuple((scores or {}).items())
-    sums: dict[str, float] = {}
-    for start in range(0, size, batch_size):
-        rows = slice(start, start + batch_size)
-        batch = jax.tree.map(operator.itemgetter(rows), data)
-        count = min(batch_size, size - start)
-        for name, mean in _evaluate(rule, named, params, rule_state, batch).items():
-            sums[name] = sums.get(name, 0.0) + float(mean) * count
-    return {name: value / size for name, value in sums.items()}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(rule, scores, params, rule_state, batch):
-    x, y = batch
-    found = {"loss": rule.estimate(params, rule_state, x, y, None)[0]}
-    prediction = rule.predict(params, x) if scores else None
-    return found | {name: jnp.mean(score(prediction, y)) for name, score in scores}
-
-
-def accuracy(prediction: jax.Array, target: Tree) -> jax.Array:
-    """Which examples have their largest score at the label, 1. or 0.; of tokens the part.
-
-    Args:
-        prediction: scores (B, ..., C).
-        target: labels (B, ...), distributions (B, ..., C), or (target, mask) as a loss takes it.
-
-    Returns:
-        (B,) float32.
-
-    >>> import jax.numpy as jnp
-    >>> from funcprop import accuracy
-    >>> accuracy(jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1, 1])).tolist()
-    [1.0, 0.0]
-    """
-    target, mask = target if isinstance(target, (tuple, list)) else (target, None)
-    labels = target if target.ndim < prediction.ndim else jnp.argmax(target, axis=-1)
-    if labels.shape != prediction.shape[:-1]:
-        raise LayerError("accuracy", f"labels are {labels.shape}, {prediction.shape[:-1]} are due")
-    right = (jnp.argmax(prediction, axis=-1) == labels).astype(jnp.float32)
-    tokens = tuple(range(1, right.ndim))
-    if mask is None:
-        return jnp.mean(right, axis=tokens)
-    return jnp.sum(right * mask, axis=tokens) / jnp.maximum(jnp.sum(mask, axis=tokens), 1)
-
-
-# ---------------------------------------------------------------------------- stopping
-
-
-def until(
-    name: str, *, at_least: float | None = None, at_most: float | None = None
-) -> Callable[[History], str | None]:
-    """Stop when the last number of a list in the history has reached a target.
-
-    Args:
-        name: the list, say "validation_accuracy" or "loss".
-        at_least: stop at this number or above; or
-        at_most: stop at this number or below.
-
-    >>> from funcprop import until
-    >>> until("validation_accuracy", at_least=0.97)({"validation_accuracy": [0.9, 0.98]})
-    'validation_accuracy reached 0.98'
-    """
-    if (at_least is None) == (at_most is None):
-        raise ValueError("give at_least or at_most, one of the two")
-
-    def stop(history):
-        last = _named(history, name)[-1]
-        reached = last >= at_least if at_least is not None else last <= at_most  # type: ignore
-        return f"{name} reached {last:.6g}" if reached else None
-
-    return stop
-
-
-def patience(name: str, rounds: int, *, larger: bool = False) -> Callable[[History], str | None]:
-    """Stop when the best number of a list in the history is ``rounds`` entries old.
-
-    Args:
-        name: the list; of "loss" and of metrics an entry is a step.
-        rounds: how many entries without a better one, at least 1.
-        larger: whether larger numbers are better.
-
-    >>> from funcprop import patience
-    >>> patience("validation_loss", 2)({"validation_loss": [3.0, 1.0, 1.5, 1.2]})
-    'validation_loss has not improved for 2 entries'
-    """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, 1 or more is due")
-
-    def stop(history):
-        values = np.asarray(_named(history, name))
-        best = np.argmax(values if larger else -values)
-        waited = len(values) - 1 - best
-        return f"{name} has not improved for {waited} entries" if waited >= rounds else None
-
-    return stop
-
-
-def not_finite(history: History) -> str | None:
-    """Stop when the last loss is NaN or infinite; the reason names the first that was.
-
-    >>> from funcprop import not_finite
-    >>> not_finite({"loss": [1.0, float("nan")]})
-    'the loss is nan at step 2'
-    """
-    if math.isfinite(history["loss"][-1]):
-        return None
-    first = next(i for i, loss in enumerate(history["loss"]) if not math.isfinite(loss))
-    return f"the loss is {history['loss'][first]} at step {first + 1}"
-
-
-def _named(history: History, name: str) -> list[float]:
-    if not history.get(name):
-        known = ", ".join(sorted(history))
-        raise ValueError(f"the history has no {name!r}; it has {known}")
-    return history[name]

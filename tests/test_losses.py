@@ -78,7 +78,7 @@ def hessian(loss, prediction, target):
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
 def test_root_is_a_square_root_of_the_hessian(case, x64):
-    prediction, target = case.draw(jax.random.key(5))
+    prediction, target = jax.tree.map(jnp.asarray, case.draw(np.random.default_rng(5)))
     _, residuals = case.layer.forward((), (prediction, target))
     root = case.layer.root(residuals)
     assert root.shape[1:] == prediction.shape
@@ -89,7 +89,7 @@ def test_root_is_a_square_root_of_the_hessian(case, x64):
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
 def test_samples_have_the_hessian_as_their_second_moment(case, x64):
-    prediction, target = case.draw(jax.random.key(5))
+    prediction, target = jax.tree.map(jnp.asarray, case.draw(np.random.default_rng(5)))
     _, residuals = case.layer.forward((), (prediction, target))
     n = 20_000
     drawn = jax.vmap(lambda k: case.layer.sample(k, residuals))(jax.random.split(KEY, n))

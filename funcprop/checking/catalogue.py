@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..combinators import fork, on, parallel, remat, repeat, residual, serial
 from ..layers import activations
@@ -27,6 +28,8 @@ from ..losses import (
 )
 from ..mlp import mlp
 
+Draw = Callable[[np.random.Generator], Any]
+
 
 class Case(NamedTuple):
     """A layer or loss and how to draw an input for it.
@@ -34,57 +37,53 @@ class Case(NamedTuple):
     Attributes:
         name: what tables call it.
         layer: the layer or the loss.
-        draw: ``draw(key) -> x`` with a leading batch axis, floats of the default dtype.
+        draw: ``draw(generator) -> x`` from a ``numpy.random.Generator``: NumPy arrays with a
+            leading batch axis, floats in float64.
         analytic: whether its forward pass computes in complex numbers.
     """
 
     name: str
     layer: Any
-    draw: Callable[[jax.Array], Any]
+    draw: Draw
     analytic: bool = False
 
 
-def normal(*shape: int, scale: float = 1.0) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: scale * jax.random.normal(key, shape)
+def normal(*shape: int, scale: float = 1.0) -> Draw:
+    return lambda draw: scale * draw.normal(size=shape)
 
 
-def _labels(*shape: int, classes: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: jax.random.randint(key, shape, 0, classes, dtype=jnp.int32)
+def _labels(*shape: int, classes: int) -> Draw:
+    return lambda draw: draw.integers(0, classes, shape, dtype=np.int32)
 
 
-def _distribution(*shape: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: jax.nn.softmax(jax.random.normal(key, shape), axis=-1)
+def _distribution(*shape: int) -> Draw:
+    return lambda draw: draw.dirichlet(np.ones(shape[-1]), shape[:-1])
 
 
-def _signs(*shape: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: jnp.where(jax.random.bernoulli(key, 0.5, shape), 1, -1)
+def _signs(*shape: int) -> Draw:
+    return lambda draw: draw.choice(np.array([-1, 1], np.int32), shape)
 
 
-def _probabilities(*shape: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: jax.random.uniform(key, shape)
+def _probabilities(*shape: int) -> Draw:
+    return lambda draw: draw.uniform(size=shape)
 
 
-def _mask(*shape: int) -> Callable[[jax.Array], jax.Array]:
+def _mask(*shape: int) -> Draw:
     """The first example keeps nothing, the second one token, the others about half."""
 
-    def draw(key):
-        mask = jax.random.bernoulli(key, 0.5, shape)
-        return mask.at[0].set(False).at[1].set(jnp.arange(shape[1]) == 1)
+    def drawn(draw):
+        mask = draw.random(shape) < 0.5
+        mask[0], mask[1] = False, np.arange(shape[1]) == 1
+        return mask
 
-    return draw
+    return drawn
 
 
-def _all(*draws: Any) -> Callable[[jax.Array], tuple]:
+def _all(*draws: Any) -> Draw:
     """A tuple, each entry drawn on its own; a tuple among them is one again."""
-
-    def draw(key):
-        keys = jax.random.split(key, len(draws))
-        return tuple(
-            (_all(*entry) if isinstance(entry, tuple) else entry)(k)
-            for entry, k in zip(draws, keys, strict=True)
-        )
-
-    return draw
+    return lambda draw: tuple(
+        (_all(*entry) if isinstance(entry, tuple) else entry)(draw) for entry in draws
+    )
 
 
 def _activation(name: str, layer: Any, analytic: bool = False) -> Case:

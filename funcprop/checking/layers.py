@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import LayerError, delta_of, gradient, is_inexact, is_shape
-from .compare import BOUNDS, Difference, Report, compare, difference, whole_difference
+from .compare import Difference, Report, compare, difference, whole_difference
 from .oracles import central_differences, complex_step
 
 Tree = Any
@@ -25,7 +25,7 @@ def check_layer(
     batch: int = 3,
     x: Tree = None,
     params: Tree = None,
-    key: jax.Array | None = None,
+    seed: int = 0,
     analytic: bool = False,
     title: str | None = None,
 ) -> Report:
@@ -44,7 +44,7 @@ def check_layer(
         batch: how many examples are drawn for ``shape``.
         params: parameters; by default drawn by ``layer.init``, and those that are constant
             (biases) made random.
-        key: for all draws.
+        seed: for all draws.
         analytic: whether ``forward`` computes in complex numbers, for the complex step.
         title: what the report is called; by default the layer's name.
 
@@ -59,21 +59,21 @@ def check_layer(
     >>> report.ok
     True
     """
-    key = jax.random.key(0) if key is None else key
-    init_key, x_key, delta_key, run_key = jax.random.split(key, 4)
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    draw = np.random.default_rng(seed)
     if shape is None and x is None:
         raise LayerError(layer.name, "give check_layer the shape of one example, or x")
     with jax.enable_x64(True):
         if x is None:
-            x = _draw(x_key, shape, batch)
+            x = _draw(draw, shape, batch)
         if params is None:
             structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
             own = shape if shape is not None else structs.shape if hasattr(x, "shape") else structs
-            params = _not_constant(init_key, layer.init(init_key, own)[0])
+            params = _not_constant(draw, layer.init(init_key, own)[0])
         # The same numbers serve every dtype: those of the working one, exactly.
         params, x = (_cast(_cast(tree, dtype), np.float64) for tree in (params, x))
         y = jax.eval_shape(layer.apply, params, x, run_key)
-        delta = _cast(_cast(_draw_like(delta_key, y), dtype), np.float64)
+        delta = _cast(_cast(_draw_like(draw, y), dtype), np.float64)
         sides = _sides(layer, params, x, run_key)
 
         given = tuple(_cast(tree, dtype) for tree in (params, _floats(x), delta))
@@ -245,12 +245,16 @@ def _against_truth(manual, automatic, truth):
 def _linearity(manual, given, result):
     """Law 2: backward(2 δ) = 2 backward(δ), exactly, since 2 is a power of two; no offset."""
     params, floats, delta = given
-    doubled = manual(params, floats, jax.tree.map(lambda d: 2 * d, delta))
-    pairs = _pairs(doubled, jax.tree.map(lambda leaf: 2 * leaf, result))
+    doubled = manual(params, floats, _doubled(delta))
+    pairs = _pairs(doubled, _doubled(result))
     wrong = [name for name, a, b in pairs if not np.array_equal(a, b, equal_nan=True)]
     if wrong:
         return (f"backward is not linear in delta: doubling it does not double {', '.join(wrong)}",)
     return ()
+
+
+def _doubled(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: 2 * np.asarray(leaf), tree)
 
 
 def _pairs(a: Tree, b: Tree) -> list[tuple[str, Any, Any]]:
@@ -275,52 +279,35 @@ def _with_floats(tree: Tree, floats: Tree) -> Tree:
 
 
 def _cast(tree: Tree, dtype: Any) -> Tree:
+    """Floats in another dtype, on the host: on the device each shape would be compiled for."""
     return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf).astype(dtype) if is_inexact(leaf) else leaf, tree
+        lambda leaf: np.asarray(leaf).astype(dtype) if is_inexact(leaf) else leaf, tree
     )
 
 
-def _draw(key: jax.Array, shape: Any, batch: int) -> Tree:
+def _draw(draw: np.random.Generator, shape: Any, batch: int) -> Tree:
     if is_shape(shape):
-        return jax.random.normal(key, (batch, *shape))
-    leaves, structure = jax.tree.flatten(shape)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure,
-        [
-            jax.random.normal(k, (batch, *leaf.shape))
-            if jnp.issubdtype(leaf.dtype, jnp.inexact)
-            else jnp.ones((batch, *leaf.shape), leaf.dtype)
-            for k, leaf in zip(keys, leaves, strict=True)
-        ],
+        return draw.normal(size=(batch, *shape))
+    return jax.tree.map(
+        lambda s: (
+            draw.normal(size=(batch, *s.shape))
+            if jnp.issubdtype(s.dtype, jnp.inexact)
+            else np.ones((batch, *s.shape), s.dtype)
+        ),
+        shape,
     )
 
 
-def _draw_like(key: jax.Array, y: Tree) -> Tree:
-    leaves, structure = jax.tree.flatten(y)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure,
-        [
-            jax.random.normal(k, leaf.shape) if is_inexact(leaf) else None
-            for k, leaf in zip(keys, leaves, strict=True)
-        ],
-    )
+def _draw_like(draw: np.random.Generator, y: Tree) -> Tree:
+    return jax.tree.map(lambda s: draw.normal(size=s.shape) if is_inexact(s) else None, y)
 
 
-def _not_constant(key: jax.Array, params: Tree) -> Tree:
+def _not_constant(draw: np.random.Generator, params: Tree) -> Tree:
     """Parameters with noise added where all are equal, as biases are at first."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves)) if leaves else ()
-    return jax.tree.unflatten(
-        structure,
-        [
-            leaf + jax.random.normal(k, leaf.shape, leaf.dtype) / 2
-            if is_inexact(leaf) and leaf.size and bool(jnp.all(leaf == leaf.ravel()[0]))
-            else leaf
-            for k, leaf in zip(keys, leaves, strict=True)
-        ],
-    )
 
+    def moved(leaf):
+        if not is_inexact(leaf) or not leaf.size or np.ptp(np.asarray(leaf, np.float64)):
+            return leaf
+        return leaf + (draw.normal(size=leaf.shape) / 2).astype(leaf.dtype)
 
-__all__ = ["BOUNDS", "check_gradient", "check_layer"]
+    return jax.tree.map(moved, params)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 Tree = Any
 
@@ -42,15 +41,11 @@ def central_differences(
     >>> slopes.round(6).tolist(), rejected.tolist()
     ([1.0, 0.0], [False, True])
     """
-    flat, unravel = _flat(point)
+    flat = _flat(point)
 
-    @jax.jit
     def slopes(direction):
-        def value(t):
-            return f(unravel(flat + t * direction))
-
-        middle, low, high = value(0.0), value(-h), value(h)
-        half_low, half_high = value(-h / 2), value(h / 2)
+        at = jax.vmap(lambda t: f(_like(point, flat + t * direction)))
+        middle, low, high, half_low, half_high = at(jnp.array([0, -h, h, -h / 2, h / 2]))
         bend = jnp.abs(high - 2 * middle + low) / h
         half_bend = jnp.abs(half_high - 2 * middle + half_low) / (h / 2)
         slope, half_slope = (high - low) / (2 * h), (half_high - half_low) / h
@@ -61,8 +56,8 @@ def central_differences(
         beside = jnp.abs(slope - half_slope) > scale / 10
         return slope, at_point | beside
 
-    gradient, rejected = jax.lax.map(slopes, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256)
-    return unravel(gradient), _like(point, rejected)
+    gradient, rejected = _each(slopes, flat.size)
+    return _like(point, gradient), _like(point, rejected)
 
 
 def complex_step(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-30) -> Tree:
@@ -87,27 +82,35 @@ def complex_step(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-30) 
     ...     print(complex_step(lambda v: (v**3).sum(), jnp.array([2.0, 1.0])).tolist())
     [12.0, 3.0]
     """
-    flat, unravel = _flat(point)
+    flat = _flat(point)
 
-    @jax.jit
     def slope(direction):
         return jnp.imag(f(_like(point, jax.lax.complex(flat, h * direction)))) / h
 
-    return unravel(jax.lax.map(slope, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256))
+    return _like(point, _each(slope, flat.size))
 
 
-def _flat(point: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
-    wrong = {str(leaf.dtype) for leaf in jax.tree.leaves(point)} - {"float64"}
+def _each(f: Callable[[jax.Array], Tree], size: int) -> Tree:
+    """``f`` of every unit vector, in one program, the results on the host."""
+    return jax.device_get(jax.jit(lambda e: jax.lax.map(f, e, batch_size=256))(np.eye(size)))
+
+
+def _flat(point: Tree) -> np.ndarray:
+    leaves = jax.tree.leaves(point)
+    wrong = {str(leaf.dtype) for leaf in leaves} - {"float64"}
     if wrong:
         raise TypeError(f"the point is {sorted(wrong)}, float64 is due; see jax.enable_x64")
-    return ravel_pytree(point)
+    return np.concatenate([np.zeros(0), *(np.asarray(leaf).ravel() for leaf in leaves)])
 
 
-def _like(point: Tree, flat: jax.Array) -> Tree:
+def _like(point: Tree, flat: Any) -> Tree:
     """The vector cut into a tree like ``point``, in the vector's own dtype."""
     leaves, structure = jax.tree.flatten(point)
     ends = np.cumsum([leaf.size for leaf in leaves])
-    pieces = jnp.split(flat, ends[:-1])
     return jax.tree.unflatten(
-        structure, [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
+        structure,
+        [
+            flat[end - leaf.size : end].reshape(leaf.shape)
+            for leaf, end in zip(leaves, ends, strict=True)
+        ],
     )

@@ -1,0 +1,1 @@
+"""Times and memory, as ratios to what others do; see README.md here.  Never part of the tests."""

@@ -1,0 +1,8 @@
+"""``python -m funcprop``, the same as the command ``funcprop``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

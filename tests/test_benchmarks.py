@@ -1,0 +1,43 @@
+"""The benchmarks run, and their rows do the same work; no time is looked at."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def mlp(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks import mlp
+
+    return mlp
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of the printed tables, by the name of their row."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells if first.strip("-")}
+
+
+@pytest.mark.parametrize("table", ["tiny", "adam"])
+def test_every_row_of_training_reaches_the_same_loss(mlp, capsys, table):
+    mlp.main(["--rounds", "1", "--scale", "0.002", "--only", table])
+    heading, *_ = (text := capsys.readouterr().out).splitlines()
+    assert heading.startswith("jax ")
+    assert "CPUs" in heading
+    found = {name: float(cells[-1]) for name, cells in rows(text).items()}
+    own = found["funcprop, fit"]
+    assert "jax.grad and optax, jitted step" in found
+    for name, loss in found.items():
+        # scikit-learn draws its own initial weights
+        np.testing.assert_allclose(loss, own, rtol=0.2 if "scikit" in name else 1e-5)
+
+
+def test_the_bare_gradient_takes_the_memory_of_jax_grad(mlp):
+    text = mlp.gradient_table((7, 5, 3), batch=4, rounds=1, calls=1)
+    own, same, plain = (cells[2:] for cells in rows(text).values())
+    assert own[0] == same[0] != ""
+    for other in (same, plain):
+        np.testing.assert_allclose([float(n) for n in other[1:]], [float(n) for n in own[1:]], 1e-5)

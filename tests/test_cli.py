@@ -1,0 +1,610 @@
+"""The command line: training, prediction, the check, and what it says when something is wrong."""
+
+import itertools
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from funcprop import Layer, LayerError, cli, contraction, datasets, runs, trained
+from funcprop.checking import catalogue
+from funcprop.layers import activations
+
+SMALL = ("--sizes", "8", "--epochs", "2", "--quiet")
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing takes a second; most tests do not look at it."""
+    monkeypatch.setattr(runs, "_draw", lambda *arguments: False)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """What ``funcprop`` writes, prints and returns with its defaults."""
+    folder = tmp_path_factory.mktemp("runs") / "deep" / "digits"
+    done = subprocess.run(
+        [sys.executable, "-m", "funcprop", "--out", folder], capture_output=True, text=True
+    )
+    return folder, done
+
+
+def flowers(path, *, labels=("rose", "lily"), n=40):
+    """Two kinds that one feature tells apart, in a .csv with a line of names."""
+    x = np.random.default_rng(0).normal(size=(n, 3))
+    kinds = np.array(labels)[(x[:, 1] > 0).astype(int)]
+    lines = [f"{a},{100 * b},5,{kind}" for (a, b, _), kind in zip(x, kinds, strict=True)]
+    path.write_text("\n".join(["a,b,c,kind", *lines]) + "\n")
+    return path
+
+
+def curve(path, n=60, *, scale=1.0):
+    x = np.random.default_rng(0).normal(size=(n, 2))
+    np.savez(path, x=x, y=scale * (x[:, 0] + 3))
+    return path
+
+
+def failure(capsys, *words):
+    """The one line that a command ends with, having said nothing else."""
+    code = cli.main(words)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return code, captured.err.strip()
+
+
+# ------------------------------------------------------------------------------- train
+
+
+def test_funcprop_trains_on_digits_and_proves_its_gradient(run):
+    folder, done = run
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("digits: 1,438 examples to train on, 359 to test with")
+    progress = [line for line in lines if line.startswith("epoch")]
+    assert len(progress) == 10
+    assert re.search(
+        r"40/40  loss \d\.\d+  test accuracy \d+\.\d %  [\d,]+ examples/s  0 s left", done.stdout
+    )
+    assert "layers[2]  dense  (10,)        1,290  b (10,)  w (10, 128)" in lines
+    assert any(re.match(r"total +50,826$", line) for line in lines)
+    assert re.search(r"^test accuracy \d+\.\d\d % \(\d+ of 359\), test loss", done.stdout, re.M)
+    assert "gradient of the first step: by hand against jax.grad: ok" in lines
+    assert "FAILED" not in done.stdout
+    assert lines[-1] == f"wrote training.png, metrics.jsonl, params.npz, model.json to {folder}"
+
+
+def test_funcprop_writes_a_line_an_epoch(run):
+    folder, done = run
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    assert rows[-1]["test_accuracy"] >= 0.97
+    assert 0 < rows[-1]["worst_leaf_eps"] <= 128
+    assert f"test accuracy {100 * rows[-1]['test_accuracy']:.2f} %" in done.stdout
+    assert rows[-1]["loss"] < rows[0]["loss"] / 10
+    assert rows[-1]["accuracy"] > rows[0]["accuracy"]
+    for row in rows:
+        assert len(row["delta"]) == 3
+        assert min(row["delta"]) > 0
+
+
+def test_funcprop_writes_a_picture(run):
+    content = (run[0] / "training.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) > 50_000
+
+
+def test_digits_over_five_seeds(run, tmp_path, no_picture):
+    folders = [run[0]]
+    for seed in range(1, 5):
+        folders.append(tmp_path / str(seed))
+        assert cli.main(["--seed", str(seed), "--quiet", "--out", str(folders[-1])]) == 0
+    rows = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in folders]
+    accuracies = [row["test_accuracy"] for row in rows]
+    assert len(set(accuracies)) > 1
+    assert np.mean(accuracies) >= 0.97
+    assert min(accuracies) >= 0.955
+    assert max(row["worst_leaf_eps"] for row in rows) <= 128
+
+
+def test_a_run_repeats_itself_and_replaces_what_it_wrote(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(out), *SMALL]
+    out.mkdir()
+    (out / "training.png").write_text("of another run")
+    (out / "notes.txt").write_text("mine")
+    assert cli.main(words) == 0
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert first["training.png"].startswith(b"\x89PNG")
+    assert cli.main(words) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    # Without matplotlib there is no picture, and the old one is not left to pass for the new.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    capsys.readouterr()
+    assert cli.main([*words, "--seed", "1"]) == 0
+    captured = capsys.readouterr()
+    message = "no picture, matplotlib is missing: pip install 'funcprop[plot]'\n"
+    assert captured.err == message
+    assert captured.out.endswith(f"wrote metrics.jsonl, params.npz, model.json to {out}\n")
+    names = {path.name for path in out.iterdir()}
+    assert names == {"notes.txt", "metrics.jsonl", "params.npz", "model.json"}
+    assert (out / "metrics.jsonl").read_bytes() != first["metrics.jsonl"]
+
+
+def test_the_size_of_delta_is_that_of_each_examples_own_loss(tmp_path, no_picture):
+    # One linear layer and one step: delta of an example is softmax(z) - onehot(y).
+    path, out = flowers(tmp_path / "flowers.csv"), tmp_path / "run"
+    words = ["--data", str(path), "--out", str(out), "--sizes", "--epochs", "1", "--quiet"]
+    assert cli.main([*words, "--batch-size", "32", "--learning-rate", "1e-20"]) == 0
+    model, params, meaning = trained.load(out)
+    (x, y), _ = datasets.split(*datasets.load(path))
+    z = model.apply(params, meaning.inputs(x))
+    delta = jax.nn.softmax(z) - (y[:, None] == np.array(meaning.classes))
+    found = json.loads((out / "metrics.jsonl").read_text())["delta"]
+    assert found == pytest.approx([float(jnp.sqrt(jnp.mean(delta**2)))], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "optimizer"),
+    [
+        ("sigmoid_cross_entropy", "celu", "lbfgs"),
+        ("kl_divergence", "log_softmax", "lion"),
+        ("hinge", "tanh_precise", "muon"),
+        ("mean_squared_error", "leaky_relu", "momentum"),
+    ],
+)
+def test_losses_activations_and_optimizers_by_name(
+    tmp_path, no_picture, capsys, loss, activation, optimizer
+):
+    words = ["--loss", loss, "--activation", activation, "--optimizer", optimizer]
+    path = flowers(tmp_path / "flowers.csv")
+    out = tmp_path / "run"
+    words += ["--data", str(path), "--out", str(out), "--sizes", "8", "8", "--epochs", "30"]
+    assert cli.main([*words, "--quiet"]) == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["worst_leaf_eps"] <= 128
+
+
+@pytest.mark.parametrize("loss", runs.LOSSES)
+def test_labels_become_what_the_loss_takes(loss):
+    meaning = trained.Meaning(np.zeros(1), np.ones(1), 1.0, ["a", "b", "c"])
+    targets = meaning.targets(np.array([2, 0]), loss)
+    scores = jnp.array([[-9.0, -9.0, 9.0], [9.0, -9.0, -9.0]])
+    right = runs.LOSSES[loss].apply((), (scores, targets))
+    wrong = runs.LOSSES[loss].apply((), (scores[::-1], targets))
+    assert right.shape == (2,)
+    assert (right < wrong).all()
+
+
+def test_every_activation_has_its_name():
+    made = {name for name, value in vars(activations).items() if isinstance(value, Layer)}
+    assert made <= set(trained.ACTIVATIONS)
+    assert {"leaky_relu", "elu", "celu"} <= set(trained.ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    ("y", "loss", "classes"),
+    [
+        (["b", "a"] * 10, "softmax_cross_entropy", ["a", "b"]),
+        ([3, 7] * 10, "softmax_cross_entropy", [3, 7]),
+        ([3.0, 7.0] * 10, "softmax_cross_entropy", [3, 7]),
+        ([True, False] * 10, "hinge", [0, 1]),
+        ([3, 7] * 10, "mean_squared_error", [3, 7]),
+        (range(40), "huber", None),
+        (np.arange(10) / 2, "mean_absolute_error", None),
+    ],
+)
+def test_what_is_a_class_and_what_a_number(tmp_path, y, loss, classes):
+    path = tmp_path / "data.npz"
+    y = np.array(y)
+    np.savez(path, x=np.arange(2.0 * len(y)).reshape(-1, 2), y=y)
+    args = cli._parser().parse_args(["train", "--data", str(path), "--loss", loss])
+    meaning, (_, y_train), (_, y_test) = runs._data(args)
+    assert meaning.classes == classes
+    if classes is None:
+        targets = meaning.targets(y_train, loss)
+        assert targets.shape == (len(y_train), 1)
+        assert targets.mean() == pytest.approx(0, abs=1e-6)
+        assert targets.std() == pytest.approx(1)
+    else:
+        names = np.array(classes)[np.concatenate([y_train, y_test])]
+        assert sorted(names.tolist()) == sorted(y.tolist())
+
+
+def test_the_seed_is_that_of_the_split_too():
+    parts = []
+    for words in ([], ["--seed", "0"], ["--seed", "1"]):
+        _, _, (x, _) = runs._data(cli._parser().parse_args(["train", *words]))
+        parts.append(x)
+    assert np.array_equal(parts[0], parts[1])
+    assert not np.array_equal(parts[0], parts[2])
+
+
+def test_features_are_standardised_by_the_training_part(tmp_path):
+    args = cli._parser().parse_args(["train", "--data", str(flowers(tmp_path / "f.csv"))])
+    meaning, (x, _), (x_test, _) = runs._data(args)
+    inputs = meaning.inputs(x)
+    np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(inputs[:, :2].std(axis=0), 1, rtol=1e-6)
+    assert (inputs[:, 2] == 0).all()  # that feature is 5 everywhere
+    assert np.abs(meaning.inputs(x_test)[:, 1].mean()) > 1e-3
+
+
+def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatch, capsys):
+    row = {"loss": 0.5, "test_accuracy": 0.25}
+
+    def shown(epochs, live, quiet=False):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: live, raising=False)
+        clock = SimpleNamespace(perf_counter=itertools.count(1.0).__next__)
+        monkeypatch.setattr(runs, "time", clock)
+        with runs._Progress(epochs, 1000, quiet) as progress:
+            for epoch in range(1, epochs + 1):
+                progress.show({"epoch": epoch, **row})
+        return capsys.readouterr().out
+
+    plain = shown(25, live=False)
+    assert "\r" not in plain
+    assert [line.split()[1] for line in plain.splitlines()][:3] == ["2/25", "4/25", "6/25"]
+    assert plain.splitlines()[-1] == (
+        "epoch 25/25  loss 0.5000  test accuracy 25.0 %  1,000 examples/s  0 s left"
+    )
+    assert "23 s left" in plain
+    live = shown(3, live=True)
+    assert live.count("\n") == 1
+    assert [part.split()[0] for part in live.split("\r")[1:]] == ["compiling", "epoch"] + [
+        "epoch"
+    ] * 2
+    assert len({len(part.rstrip("\n")) for part in live.split("\r")[1:]}) == 1
+    assert shown(3, live=True, quiet=True) == shown(3, live=False, quiet=True) == ""
+
+
+def test_a_training_that_diverges_says_so(tmp_path, capsys):
+    path = curve(tmp_path / "curve.npz")
+    words = ("--optimizer", "sgd", "--learning-rate", "1e9", "--loss", "mean_squared_error")
+    code, line = failure(
+        capsys, "--data", str(path), "--out", str(tmp_path), "--epochs", "9", "--quiet", *words
+    )
+    assert code == 1
+    assert re.match(
+        r"funcprop train: stopped: the loss is (nan|inf) at step \d+; try a smaller "
+        "--learning-rate$",
+        line,
+    )
+    assert not (tmp_path / "params.npz").exists()
+
+
+def test_a_gradient_that_is_wrong_is_told(tmp_path, no_picture, monkeypatch, capsys):
+    outer = contraction.outer
+    monkeypatch.setattr(contraction, "outer", lambda delta, x: 1.001 * outer(delta, x))
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(tmp_path / "run"), *SMALL]
+    assert cli.main(words) == 1
+    assert "gradient of the first step: by hand against jax.grad: FAILED" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------- predict
+
+
+def test_predict_on_digits(run, tmp_path, capsys):
+    folder, _ = run
+    x, y = datasets.digits()
+    _, (x, y) = datasets.split(x, y)
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    assert cli.main(["predict", str(folder), str(tmp_path / "new.npz")]) == 0
+    captured = capsys.readouterr()
+    predictions = np.array(captured.out.split(), int)
+    accuracy = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
+    assert (predictions == y).mean() == pytest.approx(accuracy, abs=1e-6)
+    assert captured.err == f"accuracy {100 * accuracy:.2f} % ({(predictions == y).sum()} of 359)\n"
+    # Pixels up to 16, as scikit-learn has them, are not what the network was trained on.
+    np.savez(tmp_path / "new.npz", x=16 * x)
+    assert cli.main(["predict", str(folder), str(tmp_path / "new.npz")]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 359
+    assert captured.err.startswith("note: features reach 16, in training 1 (scaled)")
+
+
+@pytest.fixture(scope="session")
+def flower_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flowers")
+    path = flowers(folder / "flowers.csv", n=200)
+    out = folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_draw", lambda *arguments: False)
+        words = ["--sizes", "16", "--quiet", "--data", str(path), "--out", str(out)]
+        assert cli.main(["train", *words]) == 0
+    return out
+
+
+def test_predict_restores_names(flower_run, tmp_path, capsys):
+    new = tmp_path / "new.csv"
+    new.write_text("0,90,5\n0,-90,5\n")
+    assert cli.main(["predict", str(flower_run), str(new)]) == 0
+    assert capsys.readouterr() == ("lily\nrose\n", "")
+    new.write_text("a,b,c,kind\n0,90,5,lily\n0,-90,5,lily\n")
+    out = tmp_path / "predictions.txt"
+    assert cli.main(["predict", str(flower_run), str(new), "--out", str(out)]) == 0
+    assert capsys.readouterr() == ("", "accuracy 50.00 % (1 of 2)\n")
+    assert out.read_text() == "lily\nrose\n"
+
+
+def test_predict_knows_numbers_that_are_labels(tmp_path, no_picture, capsys):
+    out = tmp_path / "run"
+    path = flowers(tmp_path / "flowers.csv", labels=(3, 7), n=200)
+    words = ["--sizes", "16", "--quiet", "--data", str(path), "--out", str(out)]
+    assert cli.main(words) == 0
+    new = tmp_path / "new.csv"
+    new.write_text("0,90,5,7.0\n0,-90,5,3.0\n")
+    capsys.readouterr()
+    assert cli.main(["predict", str(out), str(new)]) == 0
+    assert capsys.readouterr() == ("7\n3\n", "accuracy 100.00 % (2 of 2)\n")
+
+
+def test_a_curve_is_fitted_and_predicted_in_its_own_units(tmp_path, capsys):
+    path, out = curve(tmp_path / "curve.npz", scale=1000.0), tmp_path / "run"
+    words = ["--loss", "mean_squared_error", "--sizes", "16", "--activation", "tanh", "--quiet"]
+    assert cli.main([*words, "--epochs", "150", "--data", str(path), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "2 features, a number to predict" in text
+    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["test_r2"] > 0.9
+    assert f"test R² {row['test_r2']:.4f}" in text
+    assert (out / "training.png").exists()
+    assert cli.main(["predict", str(out), str(path)]) == 0
+    captured = capsys.readouterr()
+    y = np.load(path)["y"]
+    found = np.array(captured.out.split(), float)
+    r2 = 1 - ((found - y) ** 2).mean() / y.var()
+    assert r2 > 0.9
+    assert captured.err == f"R² {r2:.4f}\n"
+
+
+# ------------------------------------------------------------------------------- check
+
+
+def test_check_prints_a_line_each_and_writes_them(tmp_path, capsys):
+    names = ["affine", "hinge", "tanh"]
+    path = tmp_path / "check.json"
+    assert cli.main(["check", "--only", *names, "--json", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "9 checks, all ok"
+    assert lines[1].split()[:3] == ["affine", "layer", "float64"]
+    assert "complex step" in lines[1]
+    assert all(line.endswith("  ok") for line in lines[1:-1])
+    results = json.loads(path.read_text())
+    kinds = {result["name"]: result["kind"] for result in results}
+    assert kinds == {"affine": "layer", "hinge": "loss", "tanh": "activation"}
+    for result in results:
+        assert result["ok"]
+        assert result["leaf_eps"] <= (16 if result["dtype"] == "bfloat16" else 128)
+        oracle = {"hinge": "central differences"}.get(result["name"], "complex step")
+        wide = result["dtype"] == "float64"
+        assert result["oracle"] == (oracle if wide else None)
+        assert not wide or 0 <= result["oracle_difference"] < 1e-6
+
+
+def test_check_takes_every_case_unless_told(capsys, monkeypatch):
+    monkeypatch.setattr(
+        cli,
+        "_checked",
+        lambda case, dtype: (
+            dict.fromkeys(("whole_eps", "leaf_eps", "oracle_difference"), 0.0)
+            | {"kind": "layer", "oracle": None, "ok": True},
+            "",
+        ),
+    )
+    assert cli.main(["check"]) == 0
+    assert capsys.readouterr().out.endswith(f"{3 * len(catalogue.CASES)} checks, all ok\n")
+    assert cli.main(["check", "--only", "softmax_*", "--dtype", "float64"]) == 0
+    assert "softmax_cross_entropy, smoothed" in capsys.readouterr().out
+
+
+def broken_sign(monkeypatch):
+    outer = contraction.outer
+    monkeypatch.setattr(contraction, "outer", lambda delta, x: -outer(delta, x))
+    return "affine"
+
+
+def broken_batch_mean(monkeypatch):
+    outer = contraction.outer
+    monkeypatch.setattr(contraction, "outer", lambda delta, x: outer(delta, x) / len(x))
+    return "affine"
+
+
+def broken_transpose(monkeypatch):
+    transport = contraction.transport
+    monkeypatch.setattr(
+        contraction, "transport", lambda delta, w, like: transport(delta, w.T, like)
+    )
+    return "residual"  # of a square matrix, so that shapes do not tell
+
+
+def broken_derivative(monkeypatch):
+    slope = activations._tanh_softplus_slope
+    monkeypatch.setattr(activations, "_tanh_softplus_slope", lambda z: 1.01 * slope(z))
+    return "mish"
+
+
+@pytest.mark.parametrize(
+    "breaks", [broken_sign, broken_batch_mean, broken_transpose, broken_derivative]
+)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_check_finds_what_is_broken(monkeypatch, capsys, breaks, dtype):
+    with monkeypatch.context() as patch:
+        name = breaks(patch)
+        assert cli.main(["check", "--only", name, "--dtype", dtype]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "FAILED" in lines[1]
+    assert "jax.vjp" in lines[1]
+    assert lines[-1] == "1 check, 1 failed"
+    assert cli.main(["check", "--only", name, "--dtype", dtype]) == 0
+
+
+def test_check_goes_on_where_a_layer_raises(monkeypatch, capsys):
+    broken_transpose(monkeypatch)
+    assert cli.main(["check", "--only", "affine", "relu", "--dtype", "float32"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "FAILED  TypeError: " in lines[1]
+    assert lines[2].endswith("ok")
+    assert lines[-1] == "2 checks, 1 failed"
+
+
+# ------------------------------------------------------------------------ what is wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--activation rely", "--activation: invalid choice: 'rely' (choose from .*relu.*"),
+        ("--loss mse", "--loss: invalid choice: 'mse' .*mean_squared_error.*"),
+        ("--optimizer adams", "--optimizer: invalid choice: 'adams' .*adamw.*"),
+        ("--learning-rate -1", "--learning-rate: '-1' is no number above 0"),
+        ("--learning-rate 0", "--learning-rate: '0' is no number above 0"),
+        ("--learning-rate nan", "--learning-rate: 'nan' is no number above 0"),
+        ("--learning-rate fast", "--learning-rate: 'fast' is no number above 0"),
+        ("--epochs 0", "--epochs: '0' is no whole number above 0"),
+        ("--epochs 1.5", "--epochs: '1.5' is no whole number above 0"),
+        ("--batch-size -3", "--batch-size: '-3' is no whole number above 0"),
+        ("--sizes 8 0", "--sizes: '0' is no whole number above 0"),
+        ("--sizes 8,8", "--sizes: '8,8' is no whole number above 0"),
+        ("--seed -1", r"--seed: '-1' is no whole number from 0 to 2\^32 - 1"),
+        ("--seed 4294967296", "--seed: '4294967296' is no whole number from 0"),
+        ("--colour red", "unrecognized arguments: --colour red"),
+        ("--epoch 3", "unrecognized arguments: --epoch 3"),
+        ("tarin", "argument command: invalid choice: 'tarin' .*train.*predict.*check"),
+        ("predict", "the following arguments are required: RUN, FILE"),
+        ("check --dtype float16", "--dtype: invalid choice: 'float16' .*bfloat16"),
+        ("check --only tahn", "there is no case 'tahn'; there are: affine; .*tanh"),
+        ("--batch-size 2000", "--batch-size is 2000, there are 1438 examples"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, line = failure(capsys, *words.split())
+    assert code == 2
+    assert re.search(message.replace("(", r"\("), line), line
+    assert line.startswith("funcprop")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (None, "", "data.csv: No such file or directory"),
+        ("a,b\n1\n", "", "data.csv: line 2 has 1 columns, 2 are due"),
+        ("1,nan,0\n2,3,1\n", "", "data.csv: line 1, column 2 is 'nan', a number is due"),
+        ("1,2,\n2,3,1\n", "", "data.csv: line 1 has no label"),
+        ("1,2,a\n3,4,a\n", "", "data.csv: every label is a; two or more are due"),
+        ("1,2,a\n3,4,b\n", "", "there are 2 examples, too few"),
+        ("1,2,.5\n3,4,1\n", "", "data.csv: its labels are real numbers, .* use --loss mean_squ"),
+        ("1,2,a\n3,4,b\n" * 5, "--batch-size 9", "--batch-size is 9, there are 8 examples"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, content, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "data.csv").write_text(content)
+    code, line = failure(capsys, "--data", "data.csv", *options.split())
+    assert code == 2
+    assert re.search("funcprop train: .*" + message, line), line
+
+
+def test_a_bad_folder_is_one_line_and_exit_code_2(tmp_path, capsys, no_picture):
+    (tmp_path / "taken").write_text("")
+    for words in (
+        ["--out", str(tmp_path / "taken")],
+        ["--out", str(tmp_path / "taken" / "run")],
+        ["check", "--only", "relu", "--json", str(tmp_path / "taken" / "check.json")],
+    ):
+        code, line = failure(capsys, *words)
+        assert code == 2
+        assert re.search("cannot write to .*taken.*: (File exists|Not a directory)", line), line
+
+
+def test_a_bad_run_is_one_line_and_exit_code_2(flower_run, tmp_path, capsys):
+    new = tmp_path / "new.csv"
+    new.write_text("0,1,2\n")
+    copy = tmp_path / "copy"
+
+    def fails(message, *more, folder=copy):
+        code, line = failure(capsys, "predict", str(folder), str(new), *more)
+        assert code == 2
+        assert re.search("funcprop predict: .*" + message, line), line
+
+    fails("nothing holds no trained network .*funcprop train --out", folder=tmp_path / "nothing")
+    shutil.copytree(flower_run, copy)
+    fails("cannot write to .*: Not a directory", "--out", str(new / "out.txt"))
+    (copy / "params.npz").write_bytes(b"no zip")
+    fails("its model.json or params.npz is damaged")
+    (copy / "params.npz").unlink()
+    fails("params.npz is missing")
+    shutil.copy(flower_run / "params.npz", copy)
+    described = json.loads((copy / "model.json").read_text())
+    for content in ("{", "[]", "{}", json.dumps({**described, "activation": "rely"})):
+        (copy / "model.json").write_text(content)
+        fails("its model.json or params.npz is damaged")
+    (copy / "model.json").write_text(json.dumps({**described, "sizes": [3, 8, 2]}))
+    fails(r"are due")
+    (copy / "model.json").write_text(json.dumps(described))
+    new.write_text("0,1\n")
+    fails("new.csv: it has 2 columns; 3 features, or these and a label, are due")
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 5)))
+    new = tmp_path / "new.npz"
+    fails("new.npz: it has 5 features, 3 are due")
+
+
+def test_help_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("train", "predict", "check"))
+    assert cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*runs.LOSSES, *runs.OPTIMIZERS, *trained.ACTIVATIONS))
+    assert cli.main(["--version"]) == 0
+    assert re.match(r"funcprop \d+\.\d+\.\d+\n$", capsys.readouterr().out)
+
+
+def test_layer_errors_are_one_line(monkeypatch, capsys):
+    def train(args):
+        raise LayerError("dense", "no\nway")
+
+    monkeypatch.setattr(runs, "train", train)
+    assert failure(capsys) == (2, "funcprop train: dense: no way")
+
+
+def test_interrupted(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "funcprop", "--epochs", "100000", "--out", tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("digits")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "funcprop train: interrupted\n"
+
+
+def test_a_reader_that_stops_early_is_no_error(flower_run, tmp_path):
+    np.savez(tmp_path / "new.npz", x=np.zeros((2, 3)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "funcprop", "predict", flower_run, tmp_path / "new.npz"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
