@@ -25,8 +25,8 @@ import optax
 import funcprop
 from benchmarks.timing import heading, interleaved, spread, table
 
-Run = Callable[[], tuple[Any, Any]]
-"""Trains from the start; returns the losses of the steps, and whatever else is to be waited for."""
+Run = Callable[[], Callable[[], Any]]
+"""Trains from the start to the end, and returns a function that gives the losses of the steps."""
 
 DIGITS = (784, 128, 10)
 KEY = jax.random.key(1)
@@ -122,7 +122,8 @@ def with_fit(task: Problem, **options: Any) -> Run:
             batch_size=task.batch,
             **options,
         )
-        return history["loss"], state.params
+        jax.block_until_ready(state.params)
+        return lambda: history["loss"]
 
     return run
 
@@ -168,7 +169,8 @@ def with_jax(task: Problem) -> Run:
         for x, y in data:
             params, opt_state, value = step(params, opt_state, x, y)
             losses.append(value)
-        return losses, params
+        jax.block_until_ready(params)
+        return lambda: losses
 
     return run
 
@@ -205,7 +207,8 @@ def with_nnx(task: Problem) -> Run:
     def run():
         nnx.update((model, optimizer), jax.tree.map(jnp.copy, start))
         losses = [cached(x, y) for x, y in data]
-        return losses, jax.tree.leaves(nnx.state(model))
+        jax.block_until_ready(nnx.state(model))
+        return lambda: losses
 
     return run
 
@@ -239,7 +242,7 @@ def with_torch(task: Problem, threads: int) -> Run:
             value.backward()
             optimizer.step()
             losses.append(value.detach())
-        return losses, None
+        return lambda: losses
 
     return run
 
@@ -270,7 +273,7 @@ def with_sklearn(task: Problem, threads: int) -> Run:
         with threadpool_limits(threads), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it was told to stop early
             model.fit(x, y)
-        return model.loss_curve_, None
+        return lambda: model.loss_curve_
 
     return run
 
@@ -280,7 +283,7 @@ def fastest_threads(with_package: Callable[[Problem, int], Run], task: Problem) 
     few = slice(20 * task.batch)
     task = task._replace(x=task.x[few], y=task.y[few])
     runs = {str(threads): with_package(task, threads) for threads in {1, os.cpu_count() or 1}}
-    _, seconds = interleaved(runs, rounds=3, pause=0.05)
+    _, seconds = interleaved(runs, rounds=3)
     return int(min(runs, key=lambda threads: np.median(seconds[threads])))
 
 
@@ -297,9 +300,9 @@ def version(package: str) -> str:
 
 def training(task: Problem, runs: dict[str, Run], rounds: int) -> str:
     """The table of one problem; the first row is the one that the others are compared with."""
-    results, seconds = interleaved(runs, rounds, pause=0.05)
+    results, seconds = interleaved(runs, rounds)
     own, *_ = runs
-    losses = {name: float(np.mean([float(loss) for loss in r[0]])) for name, r in results.items()}
+    losses = {name: float(np.mean([float(loss) for loss in r()])) for name, r in results.items()}
     rows = [
         (
             name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,14 +13,14 @@ import numpy as np
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, pause: float = 0.0
+    runs: Mapping[str, Callable[[], Any]], rounds: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Lets functions take turns, so that a slow moment of the machine falls on all of them.
 
     Args:
-        runs: functions without arguments; what they return is blocked on.
+        runs: functions without arguments.  What they return is waited for within their time, leaf
+            by leaf, so one that collects thousands of arrays had better not return them.
         rounds: how often each is timed, after one call that is not (it compiles).
-        pause: seconds to wait before each call, for the threads of the one before to fall asleep.
 
     Returns:
         What each function returned in its first call, and its seconds, (rounds,).
@@ -30,10 +31,12 @@ def interleaved(
     for i in range(rounds):
         first = i % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(pause)
+            gc.collect()
+            gc.disable()
             start = time.perf_counter()
             jax.block_until_ready(runs[name]())
             seconds[name].append(time.perf_counter() - start)
+            gc.enable()
     return results, {name: np.array(times) for name, times in seconds.items()}
 
 

@@ -398,7 +398,7 @@ def test_check_takes_every_case_unless_told(capsys, monkeypatch):
         "_checked",
         lambda case, dtype: (
             dict.fromkeys(("whole_eps", "leaf_eps", "oracle_difference"), 0.0)
-            | {"kind": "layer", "oracle": None, "ok": True},
+            | {"name": case.name, "dtype": dtype, "kind": "layer", "oracle": None, "ok": True},
             "",
         ),
     )
