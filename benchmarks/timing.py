@@ -31,7 +31,6 @@ def interleaved(
     for i in range(rounds):
         first = i % len(names)
         for name in names[first:] + names[:first]:
-            gc.collect()
             gc.disable()
             start = time.perf_counter()
             jax.block_until_ready(runs[name]())

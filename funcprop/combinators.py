@@ -6,7 +6,6 @@ wants to look inside a model maps over its parts and rebuilds it (:func:`~funcpr
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -294,29 +293,16 @@ def repeat(layer: Layer, n: int) -> Layer:
                         f"its layer {layer.name} turns {old.dtype}{list(old.shape)} into "
                         f"{new.dtype}{list(new.shape)}; what is repeated must keep its input's",
                     )
-            # Where a residual is a parameter (see remat), the scan need not stack a second copy.
-            mine = [id(leaf) for leaf in jax.tree.leaves(part_params)]
-            kept, structure = jax.tree.flatten(residuals)
-            where = tuple(mine.index(id(leaf)) if id(leaf) in mine else None for leaf in kept)
-            rest = [leaf for leaf, at in zip(kept, where, strict=True) if at is None]
-            return y, (rest, _Static((structure, where)))
+            return y, residuals
 
         keys = None if key is None else jax.random.split(key, n)
-        y, (rest, static) = jax.lax.scan(step, x, (params, keys), length=n)
-        reused = params if any(at is not None for at in static.value[1]) else ()
-        return y, (rest, reused, static)
+        return jax.lax.scan(step, x, (params, keys), length=n)
 
     def backward(weights, residuals, delta, statistic=gradient):
-        rest, reused, static = residuals
-        structure, where = static.value
-
         def step(delta, part):
-            part_weights, part_rest, part_reused = part
-            mine, others = jax.tree.leaves(part_reused), iter(part_rest)
-            kept = structure.unflatten(next(others) if at is None else mine[at] for at in where)
-            return layer.backward(part_weights, kept, delta, statistic)
+            return layer.backward(*part, delta, statistic)
 
-        return jax.lax.scan(step, delta, (weights, rest, reused), length=n, reverse=True)
+        return jax.lax.scan(step, delta, (weights, residuals), length=n, reverse=True)
 
     return Layer(init, forward, backward, "repeat", (layer,), lambda parts: repeat(parts[0], n))
 
@@ -354,14 +340,6 @@ def remat(layer: Layer) -> Layer:
 
 
 # ---------------------------------------------------------------------------- helpers
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """What a scan's body found out while being traced, carried out of it in the tree."""
-
-    value: Any
 
 
 def _split(key: jax.Array | None, n: int) -> Sequence[jax.Array | None]:

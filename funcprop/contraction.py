@@ -59,7 +59,7 @@ def _dot(a: jax.Array, b: jax.Array, over_a: list[int], over_b: list[int]) -> ja
 
 
 def _layout(*operands: tuple[jax.Array, list[int]]) -> PartitionSpec | None:
-    """The layout of the axes kept, each mesh axis used once; ``None`` without Explicit axes."""
+    """The layout of the axes kept; ``None`` where nothing is sharded over an Explicit axis."""
     kept: list[Any] = []
     explicit = False
     for array, contracted in operands:
@@ -70,15 +70,7 @@ def _layout(*operands: tuple[jax.Array, list[int]]) -> PartitionSpec | None:
         names = tuple(None if n is PartitionSpec.UNCONSTRAINED else n for n in names)
         explicit = explicit or any(name is not None for name in names)
         kept += [name for axis, name in enumerate(names) if axis not in contracted]
-    if not explicit:
-        return None
-    seen: set[Any] = set()
-    for i, name in enumerate(kept):
-        axes = set(name if isinstance(name, tuple) else (name,)) - {None}
-        if axes & seen:
-            kept[i] = None
-        seen |= axes
-    return PartitionSpec(*kept)
+    return PartitionSpec(*kept) if explicit else None
 
 
 # ------------------------------------------------------------------------------ shard_map

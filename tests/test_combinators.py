@@ -81,9 +81,7 @@ def test_remat_inside_repeat_saves_memory_and_stacks_no_parameters():
     in_full, with_remat = (temporary(sweep(model), params, x) for model in (kept, saved))
     assert with_remat < 0.7 * in_full
     # One activation a layer, a few more at work, and no second copy of the weights.
-    assert with_remat < (n + 6) * activation + weights / 2
-    residuals = jax.eval_shape(saved.forward, params, x)[1]
-    assert sum(leaf.size for leaf in jax.tree.leaves(residuals)) * 4 == n * activation + weights
+    assert with_remat < (n + 4) * activation + weights / 4
 
 
 def test_compile_time_does_not_grow_with_depth():

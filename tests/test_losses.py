@@ -59,6 +59,21 @@ def test_values(loss, target, due):
         np.testing.assert_allclose(found, due(), rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("loss", [fp.softmax_cross_entropy(0.1), fp.kl_divergence])
+def test_under_a_trace_the_target_need_not_sum_to_1(loss):
+    """Then p stands for Σ q of it, in the delta as in the value."""
+    prediction, target = P.astype(jnp.float32), 2 * Q
+
+    @jax.jit
+    def both(p, t):
+        losses, residuals = loss.forward((), (p, t))
+        _, pullback = jax.vjp(lambda p, t: loss.apply((), (p, t)), p, t)
+        weights = jnp.arange(1, 5, dtype=losses.dtype)
+        return loss.backward((), residuals, weights)[0], pullback(weights)
+
+    fp.compare(*both(prediction, target)).assert_ok()
+
+
 def test_the_mean_over_outputs_is_torch_s():
     """mean_squared_error of (B, n) is the mean over n, and the value the mean over B too."""
     value, _ = fp.value_and_backprop(fp.identity, fp.mean_squared_error)((), P, T)
