@@ -69,14 +69,13 @@ def problem(title, sizes, classes, optimizer, rate, batch, epochs, examples) -> 
     return Problem(title, sizes, classes, optimizer, rate, batch, epochs, x, y, params)
 
 
-def batches(task: Problem, convert: Callable[[np.ndarray, np.ndarray], Any]) -> list[Any]:
-    """The batches that ``fit`` draws, in its order, each in the form that ``convert`` gives it."""
+def orders(task: Problem) -> np.ndarray:
+    """Which examples each step takes, (steps, batch): those that ``fit`` draws, in its order.
 
-    @functools.cache  # a batch of one comes again every epoch, and is then the same array
-    def cut(*rows):
-        return convert(task.x[list(rows)], task.y[list(rows)])
-
-    return [cut(*rows) for rows in _order(len(task.x), task.batch, task.epochs)]
+    Every row draws its batches from the whole data while the clock runs, as ``fit`` does; the
+    order itself is there before.
+    """
+    return np.array(_order(len(task.x), task.batch, task.epochs), np.int32)
 
 
 @functools.cache
@@ -96,10 +95,6 @@ def _order(examples: int, batch: int, epochs: int) -> list[list[int]]:
         metrics=lambda state, drawn: {str(i): drawn[0][i, 0] for i in range(batch)},
     )
     return np.array([history[str(i)] for i in range(batch)], int).T.tolist()
-
-
-def on_device(x: np.ndarray, y: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    return jax.block_until_ready(jax.device_put((x, y)))
 
 
 # ------------------------------------------------------------------------------ the rows
@@ -150,15 +145,15 @@ def plain_params(params: funcprop.mlp.Params) -> list[tuple[jax.Array, jax.Array
 def with_jax(task: Problem) -> Run:
     """A loop over a jitted step of ``jax.value_and_grad`` and optax.
 
-    The step donates its state, the batches lie on the device before the clock starts, and nothing
-    waits for the device before the end.
+    The step donates its state and draws its batch from the data on the device, and nothing waits
+    for the device before the end.
     """
     optimizer, loss = task.optax, plain_loss(task.classes)
-    data = batches(task, on_device)
+    x, y, rows = jax.device_put((task.x, task.y, list(orders(task))))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, x, y):
-        value, grads = jax.value_and_grad(loss)(params, x, y)
+    def step(params, opt_state, x, y, drawn):
+        value, grads = jax.value_and_grad(loss)(params, x[drawn], y[drawn])
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
@@ -166,8 +161,8 @@ def with_jax(task: Problem) -> Run:
         params = plain_params(task.params)
         opt_state = optimizer.init(params)
         losses = []
-        for x, y in data:
-            params, opt_state, value = step(params, opt_state, x, y)
+        for drawn in rows:
+            params, opt_state, value = step(params, opt_state, x, y, drawn)
             losses.append(value)
         jax.block_until_ready(params)
         return lambda: losses
@@ -188,10 +183,12 @@ def with_nnx(task: Problem) -> Run:
     model = nnx.Sequential(*layers[:-1])
     optimizer = nnx.Optimizer(model, task.optax, wrt=nnx.Param)
     start = jax.tree.map(jnp.copy, nnx.state((model, optimizer)))
-    data = batches(task, on_device)
+    all_x, all_y, rows = jax.device_put((task.x, task.y, list(orders(task))))
 
     @functools.partial(nnx.jit, donate_argnums=(0, 1))
-    def step(model, optimizer, x, y):
+    def step(model, optimizer, x, y, drawn):
+        x, y = x[drawn], y[drawn]
+
         def loss(model):
             if task.classes:
                 each = optax.softmax_cross_entropy_with_integer_labels(model(x), y)
@@ -206,7 +203,7 @@ def with_nnx(task: Problem) -> Run:
 
     def run():
         nnx.update((model, optimizer), jax.tree.map(jnp.copy, start))
-        losses = [cached(x, y) for x, y in data]
+        losses = [cached(all_x, all_y, drawn) for drawn in rows]
         jax.block_until_ready(nnx.state(model))
         return lambda: losses
 
@@ -214,7 +211,7 @@ def with_nnx(task: Problem) -> Run:
 
 
 def with_torch(task: Problem, threads: int) -> Run:
-    """PyTorch's usual loop, with the fused optimizer and tensors that exist before the clock."""
+    """PyTorch's usual loop, with the fused optimizer and the data in tensors beforehand."""
     import torch
 
     linears = [torch.nn.Linear(w.shape[1], w.shape[0]) for w in (p["w"] for p in task.params)]
@@ -223,10 +220,9 @@ def with_torch(task: Problem, threads: int) -> Run:
     loss = torch.nn.CrossEntropyLoss() if task.classes else torch.nn.MSELoss()
     make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[task.optimizer]
 
-    def tensors(x, y):
-        return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64) if task.classes else y)
-
-    data = batches(task, tensors)
+    x = torch.from_numpy(task.x)
+    y = torch.from_numpy(task.y.astype(np.int64) if task.classes else task.y)
+    rows = torch.from_numpy(orders(task))
 
     def run():
         torch.set_num_threads(threads)
@@ -236,9 +232,9 @@ def with_torch(task: Problem, threads: int) -> Run:
                 linear.bias.copy_(torch.tensor(np.array(layer["b"])))
         optimizer = make(model.parameters(), lr=task.rate, fused=True)
         losses = []
-        for x, y in data:
+        for drawn in rows:
             optimizer.zero_grad()
-            value = loss(model(x), y)
+            value = loss(model(x[drawn]), y[drawn])
             value.backward()
             optimizer.step()
             losses.append(value.detach())
@@ -255,8 +251,6 @@ def with_sklearn(task: Problem, threads: int) -> Run:
 
     if task.epochs != 1 or not task.classes:
         raise ValueError("one epoch of labelled batches is due")
-    drawn = batches(task, lambda x, y: (x, y))
-    x, y = (np.concatenate([batch[i] for batch in drawn]) for i in (0, 1))
 
     def run():
         model = MLPClassifier(
@@ -267,12 +261,12 @@ def with_sklearn(task: Problem, threads: int) -> Run:
             alpha=0.0,
             batch_size=task.batch,
             max_iter=1,
-            shuffle=False,
+            shuffle=True,
             random_state=0,
         )
         with threadpool_limits(threads), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it was told to stop early
-            model.fit(x, y)
+            model.fit(task.x, task.y)
         return lambda: model.loss_curve_
 
     return run

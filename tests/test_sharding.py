@@ -11,7 +11,7 @@ import funcprop as fp
 from funcprop import compare
 
 MODEL = fp.serial(
-    fp.dense(8, fp.tanh), fp.repeat(fp.remat(fp.residual(fp.dense(8, fp.gelu))), 2), fp.dense(4)
+    fp.dense(8, fp.tanh), fp.repeat(fp.remat(fp.residual(fp.dense(8, fp.silu))), 2), fp.dense(4)
 )
 LOSS = fp.softmax_cross_entropy()
 
