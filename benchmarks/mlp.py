@@ -294,7 +294,7 @@ def version(package: str) -> str:
 
 def training(task: Problem, runs: dict[str, Run], rounds: int) -> str:
     """The table of one problem; the first row is the one that the others are compared with."""
-    results, seconds = interleaved(runs, rounds)
+    results, seconds = interleaved(runs, rounds, pause=0.3)
     own, *_ = runs
     losses = {name: float(np.mean([float(loss) for loss in r()])) for name, r in results.items()}
     rows = [

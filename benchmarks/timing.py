@@ -13,7 +13,7 @@ import numpy as np
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int
+    runs: Mapping[str, Callable[[], Any]], rounds: int, pause: float = 0.0
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Lets functions take turns, so that a slow moment of the machine falls on all of them.
 
@@ -21,6 +21,8 @@ def interleaved(
         runs: functions without arguments.  What they return is waited for within their time, leaf
             by leaf, so one that collects thousands of arrays had better not return them.
         rounds: how often each is timed, after one call that is not (it compiles).
+        pause: seconds to wait before each call: the threads of other libraries go on spinning for
+            a while after their work, on a CPU that the next row would need.
 
     Returns:
         What each function returned in its first call, and its seconds, (rounds,).
@@ -31,6 +33,7 @@ def interleaved(
     for i in range(rounds):
         first = i % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(pause)
             gc.disable()
             start = time.perf_counter()
             jax.block_until_ready(runs[name]())

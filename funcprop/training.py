@@ -276,14 +276,15 @@ def _orders(key, size, batch_size, first, counts) -> Iterator[jax.Array | None]:
         return
     per_epoch = size // batch_size
     epoch, skip = divmod(first, per_epoch)
-    rows = jnp.zeros((0, batch_size), jnp.int32)
+    rows: jax.Array | None = None
     for count in counts:
-        missing = -(-(skip + count - len(rows)) // per_epoch)
-        if missing > 0:
-            new = _shuffled(key, size, batch_size, epoch + jnp.arange(missing))
-            rows, epoch = jnp.concatenate([rows, new]), epoch + missing
-        yield rows[skip : skip + count]
-        rows, skip = rows[skip + count :], 0
+        missing = -(-(skip + count - (0 if rows is None else len(rows))) // per_epoch)
+        if rows is None or missing > 0:
+            new = _shuffled(key, size, batch_size, epoch + np.arange(missing))
+            rows, epoch = new if rows is None else jnp.concatenate([rows, new]), epoch + missing
+        whole = skip == 0 and len(rows) == count  # the usual case, an epoch: nothing to cut
+        yield rows if whole else rows[skip : skip + count]
+        rows, skip = (None if whole else rows[skip + count :]), 0
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
