@@ -7,6 +7,7 @@ from .checking.compare import Report as Report
 from .checking.compare import compare as compare
 from .checking.layers import check_gradient as check_gradient
 from .checking.layers import check_layer as check_layer
+from .checking.models import check_model as check_model
 from .combinators import fork as fork
 from .combinators import on as on
 from .combinators import parallel as parallel

@@ -20,7 +20,7 @@ import optax
 import optax.contrib
 
 from . import datasets
-from .checking.compare import Report, compare
+from .checking.models import check_model
 from .evaluation import accuracy
 from .layer import Layer
 from .learning.backpropagation import backpropagation
@@ -95,7 +95,9 @@ def train(args: argparse.Namespace) -> int:
     answers = meaning.answers(jax.jit(model.apply)(params, held_out[0]))
     result = meaning.result(test[1], answers)
     print(f"test {result}, test loss {rows[-1]['test_loss']:.4g}\n")
-    report = _compared(model, loss, first, tuple(part[:COMPARED] for part in data))
+    inputs, targets = (part[:COMPARED] for part in data)
+    title = "gradient of the first step"
+    report = check_model(model, first, inputs, targets, loss, title=title)
     print(f"{report}\n")
 
     rows[-1]["worst_leaf_eps"] = report.worst_leaf
@@ -227,27 +229,6 @@ def _row(history: History, epoch: int) -> dict[str, Any]:
         f"test_{score}": history[f"validation_{score}"][epoch],
         "delta": [mean(name) for name in deltas],
     }
-
-
-def _compared(model: Layer, loss: Loss, params: Params, batch: Any) -> Report:
-    """The hand-written gradient beside that of jax.grad.
-
-    To be called with the parameters before training: the gradient of a network that fits its data
-    is a sum that cancels to nothing, and rounding is all that is left of it.
-    """
-    sweep = value_and_backprop(model, loss)
-
-    def mean_loss(params, x, y):
-        return jnp.mean(loss.apply((), (model.apply(params, x), y)))
-
-    return compare(
-        lambda params, x, y: sweep(params, x, y)[1],
-        jax.grad(mean_loss),
-        params,
-        *batch,
-        names=("by hand", "jax.grad"),
-        title="gradient of the first step",
-    )
 
 
 class _Progress:

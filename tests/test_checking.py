@@ -266,3 +266,20 @@ def test_check_gradient_of_a_custom_vjp_function_does_not_trust_it():
 def test_messages():
     with pytest.raises(fp.LayerError, match="dense: give check_layer the shape"):
         check_layer(fp.dense(3))
+
+
+def test_check_model():
+    model = fp.serial(fp.dense(5, fp.gelu), fp.dense(3))
+    params, _ = model.init(jax.random.key(0), (4,))
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(6, 4)).astype(np.float32), draw.integers(0, 3, 6)
+    loss = fp.softmax_cross_entropy()
+    report = fp.check_model(model, params, x, y, loss)
+    report.assert_ok()
+    assert [row.path for row in report.leaves] == [
+        "[0]['b']", "[0]['w']", "[1]['b']", "[1]['w']"
+    ]  # fmt: skip
+    wrong = fp.serial(broken(lambda d: d, lambda g: g | {"b": -g["b"]}), fp.dense(3))
+    params, _ = wrong.init(jax.random.key(0), (4,))
+    failed = [row.path for row in fp.check_model(wrong, params, x, y, loss).leaves if not row.ok]
+    assert failed == ["[0]['b']"]
