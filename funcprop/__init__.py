@@ -11,6 +11,7 @@ from .checking.models import check_model as check_model
 from .combinators import fork as fork
 from .combinators import on as on
 from .combinators import parallel as parallel
+from .combinators import pick as pick
 from .combinators import remat as remat
 from .combinators import repeat as repeat
 from .combinators import residual as residual

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .layer import Layer, LayerError, as_layer, gradient, is_shape, position
+from .layer import Layer, LayerError, as_layer, gradient, is_inexact, is_shape, position
 
 Tree = Any
 
@@ -155,6 +155,41 @@ def on(i: int, layer: Layer) -> Layer:
         return _with_entry(delta, i, delta_x), tree
 
     return Layer(init, forward, backward, "on", (layer,), lambda parts: on(i, *parts))
+
+
+def pick(i: int) -> Layer:
+    """Entry i of a tuple; the others get a delta of zeros.
+
+        forward     y   = xᵢ
+        transport   δxᵢ = δ      δxⱼ = 0
+
+    Args:
+        i: which entry, counted from 0.
+
+    Raises:
+        LayerError: when the input is not a tuple, or has no entry i.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import pick
+    >>> pick(0).apply((), (jnp.ones(2), jnp.array([7, 9]))).tolist()
+    [1.0, 1.0]
+    """
+
+    def init(key, shape):
+        _check_tuple("pick", "shape", shape, None, i)
+        single = isinstance(shape[i], jax.ShapeDtypeStruct)
+        return (), shape[i].shape if single else shape[i]
+
+    def forward(params, x, key=None):
+        _check_tuple("pick", "x", x, None, i)
+        floats = (leaf if is_inexact(leaf) else None for leaf in jax.tree.leaves(x))
+        zeros = jax.tree.unflatten(jax.tree.structure(x), floats)
+        return x[i], _with_entry(jax.tree.map(jnp.zeros_like, zeros), i, ())
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        return _with_entry(residuals, i, delta), ()
+
+    return Layer(init, forward, backward, "pick")
 
 
 def fork(n: int) -> Layer:

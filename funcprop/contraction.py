@@ -5,7 +5,8 @@ The one place that knows about precision and sharding:
 - **dtype**: operands of one contraction have one dtype and so has the result; XLA accumulates
   narrower floats than float32 in float32 and rounds once.
 - **meshes with Explicit axes**: a contraction over a sharded axis leaves open how its result is
-  laid out.  Here it keeps the layout of the axes that are not contracted.
+  laid out.  Here it keeps the layout of the axes that are not contracted; gathers, scatters and
+  scans go through :func:`by_example`.
 - **shard_map**: a parameter that is the same on every device enters the computation by a broadcast,
   whose transpose is a sum: what varies over a mesh axis where the primal does not is summed over
   that axis, as ``jax.vjp`` does (:func:`matched`).
@@ -14,6 +15,7 @@ The one place that knows about precision and sharding:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,6 +52,22 @@ def accumulated(tree: Tree) -> Tree:
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf, tree
     )
+
+
+def by_example(f: Callable[..., Tree], *args: Any, summed: bool = False) -> Tree:
+    """``f(*args)`` for an f whose operations do not say how their results are laid out.
+
+    On a mesh with Explicit axes a gather by sharded ids, a scatter, or a scan whose carry starts
+    with zeros does not; there the axes become Auto inside ``f``, and what it returns is sharded
+    over its leading axis as the arguments are, or with ``summed=True`` over no axis.
+    """
+    layouts = [_layout((leaf, [])) for leaf in jax.tree.leaves(args)]
+    explicit = [layout for layout in layouts if layout is not None]
+    if not explicit:
+        return f(*args)
+    batch = next((layout[0] for layout in explicit if len(layout)), None)
+    out = PartitionSpec() if summed else PartitionSpec(batch)
+    return jax.sharding.auto_axes(f, out_sharding=out)(*args)
 
 
 def _dot(a: jax.Array, b: jax.Array, over_a: list[int], over_b: list[int]) -> jax.Array:

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import funcprop
-from funcprop import LayerError, Site, check_layer, gradient, sites
+from funcprop import LayerError, Site, check_layer, differentiable, gradient, sites
 from funcprop.checking import CASES, compare
 from funcprop.checking.catalogue import LAYERS
 from funcprop.layer import cotangent_of, delta_of, is_inexact
@@ -18,14 +20,24 @@ all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 with_parameters = pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
 
 
+def shape_of(x):
+    """The shape of one example of a batch."""
+    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    return structs.shape if hasattr(x, "shape") else structs
+
+
+def sites_of(case, x):
+    found = jax.tree.leaves(
+        sites(case.layer, shape_of(x)), is_leaf=lambda leaf: isinstance(leaf, Site)
+    )
+    return [site for site in found if isinstance(site, Site)]
+
+
 def drawn(case, seed=3):
     """params, x, y, delta of a case in float32."""
     draw = np.random.default_rng(seed)
     x = jax.tree.map(jnp.asarray, case.draw(draw))
-    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
-    params, _ = case.layer.init(
-        jax.random.key(seed), structs.shape if hasattr(x, "shape") else structs
-    )
+    params, _ = case.layer.init(jax.random.key(seed), shape_of(x))
     y = jax.eval_shape(case.layer.apply, params, x)
     delta = jax.tree.map(
         lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)) if is_inexact(leaf) else None, y
@@ -103,35 +115,46 @@ def test_pure_and_linear_and_differentiable_again(case):
 @with_parameters
 def test_per_example_gradients_sum_to_the_gradient(case):
     params, x, _, delta = drawn(case)
-    _, residuals = case.layer.forward(params, x)
-    _, own = case.layer.backward(params, residuals, delta, per_example)
-    _, grads = case.layer.backward(params, residuals, delta)
     # A site inside repeat has its layer axis in front, the examples behind it.
     axis = 1 if case.name.startswith("repeat") else 0
+
+    @jax.jit
+    def run(params, x, delta):
+        _, residuals = case.layer.forward(params, x)
+        _, own = case.layer.backward(params, residuals, delta, per_example)
+        return own, case.layer.backward(params, residuals, delta)[1]
+
+    own, grads = run(params, x, delta)
     summed = jax.tree.map(lambda leaf: leaf.sum(axis), own)
     chex.assert_trees_all_close(summed, grads, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
     assert all(leaf.shape[axis] == 4 for leaf in jax.tree.leaves(own))
 
 
 @with_parameters
 def test_a_statistic_is_called_once_a_site(case):
     params, x, _, delta = drawn(case)
-    _, residuals = case.layer.forward(params, x)
     seen = []
 
     def statistic(site, inputs, delta):
         assert isinstance(site, Site)
+        assert site.name
+        assert site.mixes is case.mixes
+        assert hash(site) == hash(site)
         chex.assert_equal_shape_prefix([*jax.tree.leaves(inputs), *jax.tree.leaves(delta)], 1)
         seen.append(site)
         return gradient(site, inputs, delta)
 
+    def sweep(delta):
+        _, residuals = case.layer.forward(params, x)
+        return case.layer.backward(params, residuals, delta, statistic)
+
     # Under jit, as a scan's body may be traced twice outside of it.
-    jax.make_jaxpr(lambda d: case.layer.backward(params, residuals, d, statistic))(delta)
-    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
-    found = sites(case.layer, structs.shape if hasattr(x, "shape") else structs)
-    count = len(jax.tree.leaves(found, is_leaf=lambda leaf: isinstance(leaf, Site)))
-    assert len(seen) == count > 0
-    assert set(seen) == set(jax.tree.leaves(found, is_leaf=lambda leaf: isinstance(leaf, Site)))
+    jax.make_jaxpr(sweep)(delta)
+    found = sites_of(case, x)
+    assert len(seen) == len(found)
+    assert set(seen) == set(found)
+    assert bool(found) == bool(jax.tree.leaves(params))
 
 
 @with_parameters
@@ -141,6 +164,8 @@ def test_delta_is_carried_by_the_weights_alone(case):
     _, residuals = jax.jit(case.layer.forward)(params, x)
     transport = jax.jit(lambda w: case.layer.backward(w, residuals, delta)[0])
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    if not jax.tree.leaves(jax.eval_shape(transport, params)):
+        return  # ids carry no delta
     for path, _ in paths:
         name = jax.tree_util.keystr(path)
         weights = jax.tree_util.tree_map_with_path(
@@ -149,8 +174,100 @@ def test_delta_is_carried_by_the_weights_alone(case):
         values = np.concatenate(
             [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(transport(weights))]
         )
-        carries = not name.endswith("['b']")
+        carries = not name.endswith(tuple(f"['{still}']" for still in case.still))
         assert np.isnan(values).any() == carries, name
+
+
+@with_parameters
+def test_rows_are_the_matrix_form_of_the_gradient(case):
+    """The sum of rowsᵀ rows holds the gradient of all but the biases, whatever its shapes."""
+    params, x, _, delta = drawn(case)
+    if not any(site.rows for site in sites_of(case, x)):
+        return
+
+    def by_rows(site, inputs, delta):
+        grads = site.gradient(inputs, delta)
+        if site.rows is None:
+            return ()
+        inputs, delta = site.rows(inputs, delta)
+        assert inputs.ndim == delta.ndim == 3
+        assert len(inputs) == len(delta) == 4
+        return jnp.einsum("brm,brn->mn", delta, inputs), grads
+
+    def sweep(params, x, delta):
+        _, residuals = case.layer.forward(params, x)
+        return case.layer.backward(params, residuals, delta, by_rows)[1]
+
+    found = jax.tree.leaves(
+        jax.jit(sweep)(params, x, delta), is_leaf=lambda leaf: _is_pair_of_matrix_and_tree(leaf)
+    )
+    for matrix, grads in filter(_is_pair_of_matrix_and_tree, found):
+        leaves = [
+            np.ravel(leaf)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]
+            if not jax.tree_util.keystr(path).endswith("['b']")
+        ]
+        np.testing.assert_allclose(
+            np.sort(np.ravel(matrix)), np.sort(np.concatenate(leaves)), rtol=2e-4, atol=2e-5
+        )
+
+
+def _is_pair_of_matrix_and_tree(leaf):
+    return isinstance(leaf, tuple) and len(leaf) == 2 and hasattr(leaf[0], "ndim")
+
+
+ONE_A_LAYER = list({case.layer.name: case for case in reversed(LAYERS)}.values())
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit, "shard_map"])
+@pytest.mark.parametrize("case", ONE_A_LAYER, ids=lambda case: case.name)
+def test_on_meshes(case, kind):
+    """A batch over eight devices: what one device gives, gradients the same on all of them."""
+    params, x, _, delta = drawn(case)
+    x, delta = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), (x, delta))
+
+    @jax.jit
+    def sweep(params, x, delta):
+        y, residuals = case.layer.forward(params, x)
+        return y, *case.layer.backward(params, residuals, delta)
+
+    due = sweep(params, x, delta)
+    mesh = jax.make_mesh(
+        (8,), ("data",), axis_types=(AxisType.Auto if kind == "shard_map" else kind,)
+    )
+    if kind == "shard_map":
+        if case.mixes:
+            return  # each device has a batch of its own
+        layer = differentiable(case.layer)
+
+        def local(params, x, delta):
+            def value(params, floats):
+                leaves, structure = jax.tree.flatten(x)
+                new = iter(floats)
+                given = [next(new) if is_inexact(leaf) else leaf for leaf in leaves]
+                y = layer(params, jax.tree.unflatten(structure, given))
+                kept = jax.tree.map(lambda d, leaf: jnp.sum(d * leaf), delta, _floats(y))
+                return jax.lax.psum(sum(jax.tree.leaves(kept)), "data"), y
+
+            floats = [leaf for leaf in jax.tree.leaves(x) if is_inexact(leaf)]
+            grads, y = jax.grad(value, (0, 1), has_aux=True)(params, floats)
+            return y, grads[1], grads[0]
+
+        specs = (P("data"), P("data"), P())
+        run = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=specs)
+        found = jax.jit(run)(params, x, delta)
+    else:
+        with jax.set_mesh(mesh):
+            params = jax.device_put(params, NamedSharding(mesh, P()))
+            x, delta = jax.device_put((x, delta), NamedSharding(mesh, P("data")))
+            found = jax.jit(lambda *args: sweep.__wrapped__(*args))(params, x, delta)
+            assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found[2]))
+    found, due = jax.device_get((jax.tree.leaves(found), jax.tree.leaves(due)))
+    compare(found, due).assert_ok()
+
+
+def _floats(tree):
+    return jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, tree)
 
 
 @pytest.mark.parametrize(
@@ -192,34 +309,6 @@ def test_any_tree_can_carry_the_error(case):
     _, pullback = jax.vjp(reference, x)
     compare(delta_x, pullback(delta)[0]).assert_ok()
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
-
-
-@with_parameters
-def test_sites_are_shaped_like_the_parameters(case):
-    _, x, _, _ = drawn(case)
-    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
-    found = sites(case.layer, structs.shape if hasattr(x, "shape") else structs)
-    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: isinstance(leaf, Site))
-    assert leaves
-    for site in leaves:
-        assert site.name in ("dense", "function")
-        assert site.mixes is False
-        assert hash(site) == hash(site)
-
-
-@pytest.mark.parametrize("case", [LAYERS[0], LAYERS[3]], ids=lambda case: case.name)
-def test_rows_are_the_matrix_form_of_the_gradient(case):
-    params, x, _, delta = drawn(case)
-    _, residuals = case.layer.forward(params, x)
-
-    def by_rows(site, inputs, delta):
-        inputs, delta = site.rows(inputs, delta)
-        assert inputs.ndim == delta.ndim == 3
-        return jnp.einsum("brm,brn->mn", delta, inputs)
-
-    _, matrix = case.layer.backward(params, residuals, delta, by_rows)
-    _, grads = case.layer.backward(params, residuals, delta)
-    chex.assert_trees_all_close(matrix, grads["w"], rtol=1e-5)
 
 
 def test_layers_refuse_what_is_no_layer():

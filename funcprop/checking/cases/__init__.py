@@ -1,0 +1,1 @@
+"""The table of cases, a family of layers a file."""
