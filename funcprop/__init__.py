@@ -49,6 +49,9 @@ from .layers.activations import tanh as tanh
 from .layers.activations import tanh_precise as tanh_precise
 from .layers.dense import affine as affine
 from .layers.dense import dense as dense
+from .layers.embedding import embedding as embedding
+from .layers.embedding import positional as positional
+from .layers.embedding import sinusoidal as sinusoidal
 from .layers.function import function as function
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation

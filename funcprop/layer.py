@@ -36,7 +36,9 @@ from .contraction import Varying, matched
 
 Tree = Any
 Shape = Any
-"""Shape of ONE example: a tuple of ints, or for a tuple input a tuple of jax.ShapeDtypeStruct."""
+"""Shape of ONE example: a tuple of ints, or for a tuple input a tuple of jax.ShapeDtypeStruct.
+
+For an array of ids, where the shape alone does not say its dtype, also a jax.ShapeDtypeStruct."""
 
 
 class Layer(NamedTuple):
@@ -115,7 +117,8 @@ def sites(model: Layer, shape: Shape) -> Tree:
 
     Args:
         model: any layer.
-        shape: shape of one example (a tuple of ``jax.ShapeDtypeStruct`` for a tuple input).
+        shape: shape of one example (a tuple of ``jax.ShapeDtypeStruct`` for a tuple input, one
+            ``jax.ShapeDtypeStruct`` for an array of ids).
 
     Returns:
         The parameter tree's structure with a :class:`Site` where a layer has one.
@@ -144,7 +147,8 @@ def example_batch(shape: Shape, batch: int = 1) -> Tree:
 
 def is_shape(shape: Shape) -> bool:
     """Whether ``shape`` is that of a single array."""
-    return all(isinstance(size, (int, np.integer)) for size in shape)
+    single = isinstance(shape, jax.ShapeDtypeStruct)
+    return not single and all(isinstance(size, (int, np.integer)) for size in shape)
 
 
 def is_inexact(leaf: Any) -> bool:

@@ -29,8 +29,11 @@ def shape_of(x):
 
 
 def sites_of(case, x):
+    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    ids = hasattr(x, "shape") and not is_inexact(x)
     found = jax.tree.leaves(
-        sites(case.layer, shape_of(x)), is_leaf=lambda leaf: isinstance(leaf, Site)
+        sites(case.layer, structs if ids else shape_of(x)),
+        is_leaf=lambda leaf: isinstance(leaf, Site),
     )
     return [site for site in found if isinstance(site, Site)]
 

@@ -1,0 +1,170 @@
+"""Embeddings and positions: facts, NumPy, PyTorch, what they refuse, planted faults."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import funcprop as fp
+from funcprop import LayerError
+from funcprop.checking.cases.case import labels, normal
+from funcprop.layers import embedding as module
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+W = jax.random.normal(KEY, (5, 3))
+
+
+def swept(layer, params, x, delta):
+    y, residuals = layer.forward(params, x)
+    return y, *layer.backward(params, residuals, delta)
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(
+    vocab=st.integers(1, 9),
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    dtype=st.sampled_from(["int8", "uint8", "int32", "uint32"]),
+    seed=st.integers(0, 99),
+)
+def test_embedding_is_a_product_with_one_hot_rows(vocab, shape, dtype, seed):
+    draw = np.random.default_rng(seed)
+    ids = draw.integers(0, vocab, shape).astype(dtype)
+    w = draw.normal(size=(vocab, 2)).astype("float32")
+    delta = draw.normal(size=(*shape, 2)).astype("float32")
+    y, delta_x, grads = swept(
+        fp.embedding(vocab, 2), {"w": jnp.asarray(w)}, jnp.asarray(ids), jnp.asarray(delta)
+    )
+    one_hot = np.eye(vocab)[ids]
+    np.testing.assert_array_equal(y, w[ids])
+    assert delta_x is None
+    due = one_hot.reshape(-1, vocab).T @ delta.reshape(-1, 2)
+    np.testing.assert_allclose(grads["w"], due, rtol=1e-5, atol=1e-5)
+
+
+def test_embedding_is_torch_s():
+    torch = pytest.importorskip("torch")
+    ids = np.array([[0, 4, 4], [2, 4, 0]])
+    delta = np.random.default_rng(0).normal(size=(2, 3, 3)).astype("float32")
+    w = torch.tensor(np.asarray(W), requires_grad=True)
+    due = torch.nn.functional.embedding(torch.tensor(ids), w)
+    due.backward(torch.tensor(delta))
+    y, _, grads = swept(fp.embedding(5, 3), {"w": W}, jnp.asarray(ids), jnp.asarray(delta))
+    np.testing.assert_array_equal(y, due.detach().numpy())
+    np.testing.assert_allclose(grads["w"], w.grad.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [-1, 5, -6, 300])
+def test_a_bad_id_under_a_trace_is_nan_in_y_and_in_the_whole_gradient(bad):
+    ids = jnp.array([[1, bad], [2, 3]])
+    layer = fp.embedding(5, 3)
+    sweep = jax.jit(lambda ids: swept(layer, {"w": W}, ids, jnp.ones((2, 2, 3))))
+    y, _, grads = sweep(ids)
+    np.testing.assert_array_equal(np.isnan(y).any(-1), [[False, True], [False, False]])
+    assert np.isnan(grads["w"]).all()
+    assert np.isfinite(sweep(jnp.array([[1, 4], [2, 3]]))[2]["w"]).all()
+    with pytest.raises(LayerError, match=rf"embedding: an id is {bad}, ids lie in \[0, 5\)"):
+        layer.apply({"w": W}, ids)
+
+
+def test_a_bfloat16_gradient_is_accumulated_in_float32():
+    """2000 ones in one row: bfloat16 additions would stop at 256."""
+    ids, delta = jnp.zeros((1, 2000), jnp.int32), jnp.ones((1, 2000, 1), jnp.bfloat16)
+    params = {"w": jnp.zeros((2, 1), jnp.bfloat16)}
+    _, _, grads = swept(fp.embedding(2, 1), params, ids, delta)
+    assert grads["w"].dtype == jnp.bfloat16
+    assert grads["w"].tolist() == [[2000.0], [0.0]]
+
+
+def test_positions_beyond_the_sequence_get_no_gradient():
+    x = jax.random.normal(KEY, (4, 5, 3))
+    params, _ = fp.positional(8).init(KEY, (5, 3))
+    y, delta_x, grads = swept(fp.positional(8), params, x, 2 * x)
+    np.testing.assert_array_equal(y, x + params["p"][:5])
+    np.testing.assert_array_equal(delta_x, 2 * x)
+    np.testing.assert_allclose(grads["p"][:5], 2 * np.sum(np.asarray(x), 0), rtol=1e-5)
+    assert not grads["p"][5:].any()
+
+
+@pytest.mark.parametrize(("length", "features", "base"), [(7, 4, 1e4), (3000, 5, 100.0)])
+def test_sinusoidal_is_the_formula(length, features, base):
+    y = fp.sinusoidal(base).apply((), jnp.zeros((1, length, features)))[0]
+    for t in (0, 1, length - 1):
+        for k in range(features):
+            angle = t / base ** ((k - k % 2) / features)
+            due = np.cos(angle) if k % 2 else np.sin(angle)
+            assert float(y[t, k]) == pytest.approx(due, abs=1e-7)
+
+
+def test_a_model_of_ids_is_trained_and_shows_its_sites():
+    model = fp.serial(fp.embedding(5, 4), fp.positional(3), fp.dense(2))
+    params, _ = model.init(KEY, (3,))
+    found = fp.sites(model, jax.ShapeDtypeStruct((3,), jnp.int32))
+    assert [site.name for site in found] == ["embedding", "positional", "dense"]
+    ids, labels = jnp.array([[0, 1, 4]] * 2), jnp.array([[0, 1, 1]] * 2)
+    _, grads = fp.value_and_backprop(model, fp.softmax_cross_entropy())(params, ids, labels)
+    loss = fp.softmax_cross_entropy()
+    due = jax.grad(lambda p: loss.apply((), (model.apply(p, ids), labels)).mean())(params)
+    fp.compare(grads, due).assert_ok()
+
+
+IDS = jnp.array([[1, 2]])
+X = jnp.ones((2, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: fp.embedding(0, 3), "vocab is 0, a whole number above 0 is due"),
+        (lambda: fp.embedding(5, 1.5), "features is 1.5"),
+        (lambda: fp.embedding(5, 3).apply({"w": W}, X), "x is float32, an array of integer ids"),
+        (lambda: fp.embedding(5, 3).apply({"w": W}, [1]), "x is list, an array of integer ids"),
+        (lambda: fp.embedding(5, 3).apply({"w": W}, IDS[0, 0]), r"one id, a batch .* x\[None\]"),
+        (lambda: fp.embedding(6, 3).apply({"w": W}, IDS), r"w is \(5, 3\), .* \(6, 3\) is due"),
+        (lambda: fp.embedding(5, 3).apply({"v": W}, IDS), r"params is \['v'\]"),
+        (lambda: fp.embedding(5, 3).apply(W, IDS), "params is a "),
+        (
+            lambda: fp.embedding(5, 3).init(KEY, jax.ShapeDtypeStruct((2,), jnp.float32)),
+            "shape is of float32, ids are integers",
+        ),
+        (lambda: fp.positional(0), "length is 0"),
+        (lambda: fp.positional(3).init(KEY, (4, 3)), "x has 4 positions, p has 3; give a larger"),
+        (lambda: fp.positional(9).init(KEY, (4,)), r"shape is \(4,\), a sequence \(T, d\) is due"),
+        (lambda: fp.positional(9).apply({"p": W}, X), r"p is float32\[5, 3\], float32\[9, 3\] is"),
+        (lambda: fp.positional(9).apply(W, X), "params is a dict"),
+        (lambda: fp.positional(3).apply({"p": W}, X), "x has 4 positions, p has 3"),
+        (lambda: fp.positional(3).apply({"p": W}, IDS), "x is int32, floats are due"),
+        (lambda: fp.sinusoidal(0), "base is 0, a number above 0 is due"),
+        (lambda: fp.sinusoidal().apply((), jnp.ones((2, 3))), r"x is \(2, 3\), a sequence \(B, T"),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+IDS_DRAWN, SEQUENCE = labels(4, 6, classes=5), normal(4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "make", "draw"),
+    [
+        (".add(delta,", ".add(-delta,", lambda m: m.embedding(5, 3), IDS_DRAWN),
+        (".add(delta,", ".set(delta,", lambda m: m.embedding(5, 3), IDS_DRAWN),
+        ("start.at[ids]", "start.at[ids + 1]", lambda m: m.embedding(5, 3), IDS_DRAWN),
+        ("((0, unused)", "((unused, 0)", lambda m: m.positional(7), SEQUENCE),
+        ("jnp.sum(delta, axis=0)", "delta[0]", lambda m: m.positional(7), SEQUENCE),
+        (
+            "delta, statistic(site, (), delta)",
+            "-delta, statistic(site, (), delta)",
+            lambda m: m.positional(7),
+            SEQUENCE,
+        ),
+        ("delta, ()\n", "2 * delta, ()\n", lambda m: m.sinusoidal(), SEQUENCE),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, old, new, make, draw):
+    fault_is_found(module, old, new, make, draw)
