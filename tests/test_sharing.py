@@ -1,0 +1,163 @@
+"""share: gradients, statistics with their cross terms, other weights, what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcprop as fp
+from funcprop import LayerError, share, sharing
+from funcprop.checking.cases.case import normal
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+IDS = jnp.array([[0, 4, 4], [2, 4, 0]])
+X = jax.random.normal(KEY, (3, 4))
+tied = share(
+    fp.serial(fp.embedding(5, 4), fp.dense(4, fp.tanh), fp.affine(5, bias=False)), (0,), (2,)
+)
+
+
+def swept(layer, params, x, weights=None, statistic=fp.gradient):
+    y, residuals = layer.forward(params, x)
+    delta = jnp.cos(y)
+    return (
+        y,
+        delta,
+        *layer.backward(params if weights is None else weights, residuals, delta, statistic),
+    )
+
+
+def test_a_tied_embedding_is_the_plain_one():
+    params, _ = tied.init(KEY, (3,))
+
+    def plain(params):
+        hidden = params["model"][1]
+        h = jnp.tanh(params["shared"]["w"][IDS] @ hidden["w"].T + hidden["b"])
+        return h @ params["shared"]["w"].T
+
+    y, delta, _, grads = jax.jit(lambda p: swept(tied, p, IDS))(params)
+    due, pullback = jax.vjp(plain, params)
+    fp.compare((y, grads), (due, pullback(delta)[0])).assert_ok()
+
+
+def test_the_site_is_one_and_its_norms_have_cross_terms():
+    """Per-example squared norms from the rows of both places, against each gradient's own."""
+    params, _ = tied.init(KEY, (3,))
+    site = fp.sites(tied, jax.ShapeDtypeStruct((3,), jnp.int32))["shared"]
+    assert (site.name, site.mixes) == ("share", False)
+
+    def norms(site, inputs, delta):
+        if site.rows is None or site.name != "share":
+            return ()
+        assert [len(part) for part in (inputs, delta)] == [2, 2]
+        x, d = site.rows(inputs, delta)
+        return jnp.sum((x @ x.mT) * (d @ d.mT), axis=(1, 2))
+
+    _, delta, _, tree = swept(tied, params, IDS, statistic=norms)
+    assert tree["model"] == ((), (), ())
+
+    def one(shared, ids, delta):
+        return jnp.sum(tied.apply({**params, "shared": shared}, ids[None])[0] * delta)
+
+    each = jax.vmap(jax.grad(one), (None, 0, 0))(params["shared"], IDS, delta)["w"]
+    np.testing.assert_allclose(tree["shared"], jnp.sum(each**2, axis=(1, 2)), rtol=1e-5)
+
+
+def test_shared_blocks_are_the_same_layers_called_twice():
+    """Several sites in one place, a place deep in the model, under remat, and a share in one."""
+    block = fp.serial(fp.dense(6, fp.tanh), fp.dense(4))
+    parts = fp.serial(block, fp.remat(fp.serial(fp.tanh, block)), fp.dense(2))
+    model = share(parts, (0,), (1, 1))
+    params, _ = model.init(KEY, (4,))
+
+    def once(shared, rest, x):
+        h = block.apply(shared, x)
+        return fp.dense(2).apply(rest, block.apply(shared, jnp.tanh(h)))
+
+    due_y, pullback = jax.vjp(once, params["shared"], params["model"][2], X)
+    y, delta, delta_x, tree = jax.jit(lambda p: swept(model, p, X))(params)
+    shared, rest, due_x = pullback(delta)
+    found = (y, tree["shared"], tree["model"][2], delta_x)
+    fp.compare(found, (due_y, shared, rest, due_x)).assert_ok()
+
+    nested = share(fp.serial(model, fp.dense(4, fp.tanh), block), (0, "shared"), (2,))
+    fp.check_layer(nested, (4,)).assert_ok()
+
+
+def test_other_weights_carry_the_error_at_every_place():
+    model = share(fp.serial(fp.dense(4), fp.dense(4)), (0,), (1,))
+    (params, _), (others, _) = model.init(KEY, (4,)), model.init(jax.random.key(1), (4,))
+    _, delta, delta_x, grads = swept(model, params, X, weights=others)
+    v = others["shared"]["w"]
+    np.testing.assert_allclose(delta_x, delta @ v @ v, rtol=1e-5, atol=1e-6)
+    h = X @ params["shared"]["w"].T + params["shared"]["b"]
+    due = delta.T @ h + (delta @ v).T @ X
+    np.testing.assert_allclose(grads["shared"]["w"], due, rtol=1e-5, atol=1e-6)
+
+
+def test_a_share_can_be_repeated_and_rebuilt():
+    model = share(fp.serial(fp.dense(4, fp.tanh), fp.dense(4)), (0,), (1,))
+    fp.check_layer(fp.repeat(model, 3), (4,)).assert_ok()
+    again = model.rebuild(model.parts)
+    params, _ = model.init(KEY, (4,))
+    fp.compare(swept(again, params, X), swept(model, params, X)).assert_ok()
+    path = jax.tree_util.tree_flatten_with_path((0.0, 0.0))[0]
+    by_keys = share(model.parts[0], *(place for place, _ in path))
+    fp.compare(swept(by_keys, params, X), swept(model, params, X)).assert_ok()
+
+
+two = fp.serial(fp.dense(4), fp.dense(4), fp.tanh)
+
+
+def backward_of(model):
+    params, _ = model.init(KEY, (4,))
+    return swept(model, params, X)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: share(two, (0,)), "1 paths came, two or more"),
+        (lambda: share(two, 0, 1), r"a path is 0, a tuple is due, as \(0,\)"),
+        (lambda: share(two, (0,), (0,)), r"\(0,\) and \(0,\) overlap"),
+        (lambda: share(two, (0,), (0, "w")), r"\(0,\) and \(0, 'w'\) overlap"),
+        (lambda: share(two, (0,), (-1,)), r"\(-1,\) counts from the end"),
+        (lambda: share(two, (0,), (7,)).init(KEY, (4,)), r"params have no \(7,\)"),
+        (lambda: share(two, (2,), (0,)).init(KEY, (4,)), r"\(2,\) has no parameters"),
+        (lambda: share(two, (0,), (1,)).init(KEY, (5,)), r"\(1,\) has .*\(0,\) has .*alike"),
+        (lambda: share(two, (0,), (1,)).apply((), X), "params must be {'shared'"),
+        (
+            lambda: backward_of(share(two, (0, "w"), (1, "w"))),
+            r"\(0, 'w'\) lies inside the site at \(0,\); share the whole site",
+        ),
+        (
+            lambda: backward_of(
+                share(fp.serial(fp.repeat(fp.dense(4), 2), fp.repeat(fp.dense(4), 2)), (0,), (1,))
+            ),
+            r"\(0,\) lies inside repeat; share outside of it",
+        ),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("functools.reduce(jnp.add, accumulated(g))", "accumulated(g)[0]"),
+        ("reduce(jnp.add, acc", "reduce(jnp.subtract, acc"),
+        ("tuple(pair.inputs for pair in same)", "tuple(pair.inputs for pair in same[::-1])"),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, old, new):
+    fault_is_found(
+        sharing,
+        old,
+        new,
+        lambda m: m.share(fp.serial(fp.dense(5, fp.tanh), fp.dense(5)), (0,), (1,)),
+        normal(4, 5),
+    )
