@@ -68,6 +68,7 @@ from .mlp import apply as apply
 from .mlp import backprop as backprop
 from .mlp import init as init
 from .mlp import mlp as mlp
+from .precision import cast as cast
 from .sharing import share as share
 from .stopping import not_finite as not_finite
 from .stopping import patience as patience

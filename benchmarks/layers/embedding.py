@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 import funcprop as fp
-from benchmarks.layers.row import Row, by_hand, by_vjp
+from benchmarks.layers.row import Row, by_hand, by_vjp, layer_row
 
 
 def rows(scale: float = 1.0) -> list[Row]:
-    return [_embedding(scale)]
+    return [_embedding(scale), _cast(scale)]
 
 
 def _embedding(scale: float) -> Row:
@@ -34,4 +34,23 @@ def _embedding(scale: float) -> Row:
         (params, ids, delta),
         "0.97 times, its memory or an activation more",
         10,
+    )
+
+
+def _cast(scale: float) -> Row:
+    batch, width = max(2, round(256 * scale)), max(8, round(512 * scale))
+
+    def plain(params, x):
+        h = x.astype(jnp.bfloat16)
+        for i, layer in enumerate(params):
+            layer = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), layer)
+            h = h @ layer["w"].T + layer["b"]
+            h = jax.nn.relu(h) if i < 2 else h
+        return h.astype(jnp.float32)
+
+    return layer_row(
+        f"cast of an mlp of 3 layers, width {width}, to bfloat16",
+        fp.cast(fp.mlp((width,) * 4, fp.relu), "bfloat16"),
+        plain,
+        (batch, width),
     )

@@ -1,0 +1,195 @@
+"""cast: what is computed in which dtype, against autodiff and float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcprop as fp
+from funcprop import LayerError, cast, precision
+from funcprop.checking.cases.case import normal
+from funcprop.layer import is_inexact
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (16, 5))
+BFLOAT16_EPS = float(jnp.finfo(jnp.bfloat16).eps) / float(jnp.finfo(jnp.float32).eps)
+
+
+def swept(layer, params, x, weights=None, statistic=fp.gradient):
+    y, residuals = layer.forward(params, x)
+    delta = jax.tree.map(lambda leaf: jnp.cos(leaf) if is_inexact(leaf) else None, y)
+    return (
+        y,
+        delta,
+        *layer.backward(params if weights is None else weights, residuals, delta, statistic),
+    )
+
+
+def model_of(width=5):
+    return fp.serial(fp.dense(8, fp.tanh), fp.repeat(fp.dense(8, fp.gelu), 2), fp.dense(width))
+
+
+def test_the_gradient_is_that_of_vjp_and_nearer_to_float64(x64):
+    layer = cast(model_of(), "bfloat16")
+    params, _ = layer.init(KEY, (5,))
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, X))
+    y, delta, delta_x, grads = jax.jit(lambda p, x: swept(layer, p, x))(params, x)
+    due_y, pullback = jax.vjp(layer.apply, params, x)
+    due = pullback(delta)
+    fp.compare(
+        (y, grads, delta_x),
+        (due_y, *due),
+        leaf_bound=16 * BFLOAT16_EPS,
+        whole_bound=4 * BFLOAT16_EPS,
+    ).assert_ok()
+
+    def wide(tree):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)
+
+    _, pullback = jax.vjp(model_of().apply, wide(params), wide(x))
+    truth = pullback(wide(delta))
+
+    def error(found):
+        pairs = zip(jax.tree.leaves(wide(found)), jax.tree.leaves(truth), strict=True)
+        return float(sum(jnp.sum((a - b) ** 2) for a, b in pairs)) ** 0.5
+
+    assert error((grads, delta_x)) <= 1.05 * error(due)
+
+
+def test_a_site_contracts_in_float32_what_was_rounded_to_bfloat16():
+    """δWᵀ of rounded factors, exact to float32; bfloat16 sums would be 2⁻⁹ off."""
+    layer = cast(fp.affine(3), "bfloat16")
+    params, _ = layer.init(KEY, (5,))
+    x = jax.random.normal(KEY, (500, 5))
+    _, delta, delta_x, grads = swept(layer, params, x)
+
+    def rounded(leaf):
+        return np.asarray(leaf.astype(jnp.bfloat16)).astype(np.float64)
+
+    due = rounded(delta).T @ rounded(x)
+    np.testing.assert_allclose(grads["w"], due, atol=2e-6 * np.abs(due).max())
+    np.testing.assert_allclose(grads["b"], rounded(delta).sum(0), rtol=1e-5)
+    through = rounded(delta) @ rounded(params["w"])
+    np.testing.assert_allclose(delta_x, through, atol=2**-8 * np.abs(through).max())
+
+
+def test_small_deltas_survive_bfloat16_and_vanish_in_float16():
+    params, _ = fp.affine(3).init(KEY, (5,))
+
+    def gradient(dtype):
+        layer = cast(fp.affine(3), dtype)
+        _, residuals = layer.forward(params, X)
+        return layer.backward(params, residuals, jnp.full((16, 3), 1e-30))[1]["b"]
+
+    np.testing.assert_allclose(gradient("bfloat16"), 16e-30, rtol=2**-8)
+    assert not gradient("float16").any()
+
+
+def test_cast_to_its_own_dtype_is_the_layer():
+    layer = cast(model_of(), "float32")
+    params, _ = layer.init(KEY, (5,))
+    others, _ = layer.init(jax.random.key(1), (5,))
+    run = jax.jit(lambda layer, w: swept(layer, params, X, w), static_argnums=0)
+    for weights in (params, others):
+        fp.compare(run(layer, weights), run(model_of(), weights)).assert_ok()
+    fp.check_layer(layer, (5,)).assert_ok()
+    fp.check_layer(layer, (5,), dtype="bfloat16").assert_ok()
+
+
+def test_dtypes_of_everything():
+    """Ids, tuples with integers, and residuals half as large."""
+    layer = cast(fp.serial(fp.embedding(7, 4), fp.dense(3, fp.tanh)), "bfloat16")
+    params, out_shape = layer.init(KEY, (6,))
+    y, _, delta_x, grads = swept(layer, params, jnp.array([[0, 6, 3, 3, 3, 1]]))
+    assert out_shape == y.shape[1:] == (6, 3)
+    assert delta_x is None
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((y, grads))} == {"float32"}
+    on = cast(fp.on(0, fp.dense(3, fp.tanh)), "bfloat16")
+    shape = (jax.ShapeDtypeStruct((5,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    params, _ = on.init(KEY, shape)
+    (y, ids), _, delta_x, _ = swept(on, params, (X, jnp.arange(16)))
+    assert (y.dtype, ids.dtype, delta_x[0].dtype, delta_x[1]) == (
+        "float32",
+        "int32",
+        "float32",
+        None,
+    )
+    held = [
+        sum(leaf.nbytes for leaf in jax.tree.leaves(layer.forward(*layer_args)[1]))
+        for layer, layer_args in (
+            (model, (model.init(KEY, (5,))[0], X))
+            for model in (cast(model_of(), "bfloat16"), model_of())
+        )
+    ]
+    assert held[0] == held[1] / 2
+
+
+def test_other_weights_carry_the_error_and_every_site_is_seen_once():
+    layer = cast(fp.repeat(fp.dense(5, fp.tanh), 3), "bfloat16")
+    params, _ = layer.init(KEY, (5,))
+    seen = []
+
+    def statistic(site, inputs, delta):
+        seen.append((site.name, inputs.dtype.name, delta.dtype.name))
+        return fp.gradient(site, inputs, delta)
+
+    silent = jax.tree.map(jnp.zeros_like, params)
+    _, _, delta_x, tree = jax.jit(lambda w: swept(layer, params, X, w, statistic))(silent)
+    assert seen == [("dense", "float32", "float32")]
+    assert not delta_x.any()
+    assert tree["w"][2].any()
+    assert fp.sites(layer, (5,)).name == "dense"
+    again = layer.rebuild(layer.parts)
+    fp.compare(swept(again, params, X), swept(layer, params, X)).assert_ok()
+
+
+def test_it_learns():
+    layer = cast(fp.mlp((5, 16, 3), fp.tanh), "bfloat16")
+    params, _ = layer.init(KEY, (5,))
+    labels = jnp.argmax(X[:, :3], axis=-1)
+    step = jax.jit(fp.value_and_backprop(layer, fp.softmax_cross_entropy()))
+    first, _ = step(params, X, labels)
+    for _ in range(100):
+        value, grads = step(params, X, labels)
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
+    assert value < first / 10
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: cast(fp.dense(3), "int32"), "dtype is int32, one of floats is due"),
+        (lambda: cast(jnp.tanh, "bfloat16"), "tanh is not a Layer"),
+        (
+            lambda: cast(fp.tanh, "float64").apply((), X),
+            "dtype is float64, which jax.enable_x64 has to allow",
+        ),
+        (
+            lambda: swept(
+                cast(fp.dense(3), "bfloat16"),
+                {"w": jnp.ones((3, 5)), "b": jnp.ones(3, jnp.bfloat16)},
+                X,
+            ),
+            r"params are \['bfloat16', 'float32'\], one dtype is due",
+        ),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("_to(own, inputs), _to(own, delta)", "_to(own, inputs), -_to(own, delta)"),
+        ("residuals, _to(dtype, delta), widened", "residuals, 2 * _to(dtype, delta), widened"),
+        ("statistic(site, _to(own, inputs)", "statistic(site, _to(dtype, inputs)[::-1]"),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, old, new):
+    fault_is_found(
+        precision, old, new, lambda m: m.cast(fp.dense(3, fp.tanh), "float32"), normal(4, 5)
+    )
