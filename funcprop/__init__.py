@@ -81,5 +81,6 @@ from .training import TrainState as TrainState
 from .training import fit as fit
 from .training import init_state as init_state
 from .training import update_step as update_step
+from .vocabulary import linear_cross_entropy as linear_cross_entropy
 
 __version__ = "0.1.0"

@@ -113,21 +113,21 @@ def _elementwise(
         if good is not None:
             losses = jnp.where(good, losses, jnp.nan)
         kinds = _Kinds(floats, mask is not None)
-        return _example_sum(share, losses), (prediction, target, good, share, kinds)
+        return example_sum(share, losses), (prediction, target, good, share, kinds)
 
     def backward(weights, residuals, delta, statistic=gradient):
         prediction, target, good, share, kinds = residuals
 
-        def spread(slopes):
+        def spread_out(slopes):
             slopes = slopes if good is None else jnp.where(good, slopes, jnp.nan)
-            return _spread(share, slopes, delta)
+            return spread(share, slopes, delta)
 
-        delta_prediction = spread(slope(prediction, target))
-        return (delta_prediction, kinds.delta(spread(target_slope(prediction, target)))), ()
+        delta_prediction = spread_out(slope(prediction, target))
+        return (delta_prediction, kinds.delta(spread_out(target_slope(prediction, target)))), ()
 
     def root(residuals):
         prediction, target, _, share, _ = residuals
-        return _diagonal(jnp.sqrt(share * curvature(prediction, target)))
+        return diagonal(jnp.sqrt(share * curvature(prediction, target)))
 
     def sample(key, residuals):
         prediction, target, _, share, _ = residuals
@@ -291,16 +291,16 @@ def _categorical(name: str, smoothing: float = 0.0, *, divergence: bool = False)
         losses = jnp.sum(losses, axis=-1, keepdims=True)
         losses = losses if good is None else jnp.where(good, losses, jnp.nan)
         kinds = _Kinds(is_inexact(target), mask is not None)
-        return _example_sum(share, losses), (log_p, target, share, kinds)
+        return example_sum(share, losses), (log_p, target, share, kinds)
 
     def backward(weights, residuals, delta, statistic=gradient):
         log_p, target, share, kinds = residuals
         q, good = distribution(target, log_p)
         slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - q
         slopes = slopes if good is None else jnp.where(good, slopes, jnp.nan)
-        delta_prediction = _spread(share, slopes, delta)
+        delta_prediction = spread(share, slopes, delta)
         by_q = jnp.log(q) + 1 - log_p if divergence else -log_p
-        delta_target = _spread(share, (1 - smoothing) * by_q, delta)
+        delta_target = spread(share, (1 - smoothing) * by_q, delta)
         return (delta_prediction, kinds.delta(delta_target)), ()
 
     def scale(residuals):
@@ -310,7 +310,7 @@ def _categorical(name: str, smoothing: float = 0.0, *, divergence: bool = False)
 
     def root(residuals):
         p = jnp.exp(residuals[0])
-        columns = _diagonal(jnp.sqrt(p))  # S = diag(√p) - p √pᵀ, so that S Sᵀ = diag(p) - p pᵀ
+        columns = diagonal(jnp.sqrt(p))  # S = diag(√p) - p √pᵀ, so that S Sᵀ = diag(p) - p pᵀ
         own = jnp.sum(columns, axis=-1, keepdims=True)
         return (columns - own * p) * scale(residuals)
 
@@ -341,13 +341,13 @@ class _Kinds:
         return (delta, None) if self.masked else delta
 
 
-def _example_sum(share: Array, losses: Array) -> Array:
+def example_sum(share: Array, losses: Array) -> Array:
     """Σ share · loss over everything but the batch; what has no share may be NaN."""
     losses = jnp.where(share == 0, jnp.zeros_like(losses), losses) * share
     return jnp.sum(losses, axis=tuple(range(1, losses.ndim)))
 
 
-def _spread(share: Array, slopes: Array, delta: Array) -> Array:
+def spread(share: Array, slopes: Array, delta: Array) -> Array:
     """δ · share · slope, with δ (B,) given an axis of size 1 for each axis behind the batch."""
     slopes = jnp.where(share == 0, jnp.zeros_like(slopes), slopes)
     return delta.reshape(delta.shape + (1,) * (slopes.ndim - 1)) * share * slopes
@@ -358,7 +358,7 @@ def _times(q: Array, log_p: Array) -> Array:
     return q * jnp.where((q == 0) & jnp.isneginf(log_p), jnp.zeros_like(log_p), log_p)
 
 
-def _diagonal(values: Array) -> Array:
+def diagonal(values: Array) -> Array:
     """(B, ...) to (K, B, ...), K the outputs of an example: column k holds output k only."""
     size = math.prod(values.shape[1:])
     eye = jnp.eye(size, dtype=values.dtype).reshape(size, 1, *values.shape[1:])

@@ -92,6 +92,12 @@ def check_classes(name: str, prediction: Array, target: Any, mask: Any, *, label
             f"target is {target.dtype}, distributions {prediction.shape} are due; "
             "use jax.nn.one_hot, or softmax_cross_entropy()",
         )
+    check_labels(name, prediction, target, mask, classes)
+
+
+def check_labels(name: str, prediction: Array, target: Any, mask: Any, classes: int) -> None:
+    """Raises unless there is a label in [0, classes) for each token of ``prediction``."""
+    tokens = prediction.shape[:-1]
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise LayerError(name, f"target is {target.dtype}, integer labels or distributions are due")
     if target.shape != tokens:

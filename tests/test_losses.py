@@ -80,12 +80,18 @@ def test_the_mean_over_outputs_is_torch_s():
     assert value == pytest.approx(float(np.mean((np.asarray(P) - T) ** 2)), rel=1e-6)
 
 
-def hessian(loss, prediction, target):
+def inputs_of(case):
+    prediction, target = jax.tree.map(jnp.asarray, case.draw(np.random.default_rng(5)))
+    shape = jax.tree.map(lambda leaf: leaf[0], (prediction, target))
+    return case.layer.init(KEY, shape)[0], prediction, target
+
+
+def hessian(loss, params, prediction, target):
     """Each example's own Hessian, (B, K, K), by autodiff."""
 
     def one(p, t):
         t = jax.tree.map(lambda leaf: leaf[None], t)
-        return loss.apply((), (p.reshape(1, *prediction.shape[1:]), t))[0]
+        return loss.apply(params, (p.reshape(1, *prediction.shape[1:]), t))[0]
 
     flat = prediction.reshape(len(prediction), -1)
     return jax.vmap(jax.hessian(one))(flat, target)
@@ -93,25 +99,25 @@ def hessian(loss, prediction, target):
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
 def test_root_is_a_square_root_of_the_hessian(case, x64):
-    prediction, target = jax.tree.map(jnp.asarray, case.draw(np.random.default_rng(5)))
-    _, residuals = case.layer.forward((), (prediction, target))
+    params, prediction, target = inputs_of(case)
+    _, residuals = case.layer.forward(params, (prediction, target))
     root = case.layer.root(residuals)
     assert root.shape[1:] == prediction.shape
     columns = root.reshape(len(root), len(prediction), -1)
     found = jnp.einsum("kbi,kbj->bij", columns, columns)
-    np.testing.assert_allclose(found, hessian(case.layer, prediction, target), atol=1e-12)
+    np.testing.assert_allclose(found, hessian(case.layer, params, prediction, target), atol=1e-12)
 
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
 def test_samples_have_the_hessian_as_their_second_moment(case, x64):
-    prediction, target = jax.tree.map(jnp.asarray, case.draw(np.random.default_rng(5)))
-    _, residuals = case.layer.forward((), (prediction, target))
+    params, prediction, target = inputs_of(case)
+    _, residuals = case.layer.forward(params, (prediction, target))
     n = 20_000
     drawn = jax.vmap(lambda k: case.layer.sample(k, residuals))(jax.random.split(KEY, n))
     assert drawn.shape[1:] == prediction.shape
     flat = drawn.reshape(n, len(prediction), -1)
     found = jnp.einsum("nbi,nbj->bij", flat, flat) / n
-    due = hessian(case.layer, prediction, target)
+    due = hessian(case.layer, params, prediction, target)
     # A product of two entries has a standard deviation of about twice the largest variance.
     bound = 6 * 2 * max(float(jnp.abs(due).max()), 1e-12) / np.sqrt(n)
     np.testing.assert_allclose(found, due, atol=bound)

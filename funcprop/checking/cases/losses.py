@@ -11,6 +11,7 @@ from ...losses import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
+from ...vocabulary import linear_cross_entropy
 from .case import Case, distribution, entries, labels, mask, normal, probabilities, signs
 
 CASES: tuple[Case, ...] = (
@@ -47,5 +48,15 @@ CASES: tuple[Case, ...] = (
         "sigmoid_cross_entropy", sigmoid_cross_entropy, entries(normal(4, 3), probabilities(4, 3))
     ),
     Case("kl_divergence", kl_divergence, entries(normal(4, 5), distribution(4, 5))),
+    Case(
+        "linear_cross_entropy, smoothed",
+        linear_cross_entropy(7, label_smoothing=0.1, chunk=3),
+        entries(normal(4, 5), labels(4, classes=7)),
+    ),
+    Case(
+        "linear_cross_entropy, masked tokens",
+        linear_cross_entropy(7, chunk=3),
+        entries(normal(4, 3, 5), (labels(4, 3, classes=7), mask(4, 3))),
+    ),
     Case("hinge", hinge, entries(normal(4, 3), signs(4, 3))),
 )

@@ -1,0 +1,300 @@
+"""linear_cross_entropy: the loss and gradient of whole logits, in a part of their memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import funcprop as fp
+from funcprop import LayerError, compare, linear_cross_entropy, vocabulary
+from funcprop.checking.cases.case import entries, labels, mask, normal
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+
+
+def inputs(loss, shape, vocab, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    h = jax.random.normal(keys[0], shape)
+    target = jax.random.randint(keys[1], shape[:-1], 0, vocab)
+    return loss.init(keys[2], (h[0], target[0]))[0], h, target
+
+
+def whole(params, vocab):
+    """W without the rows behind the last label."""
+    w = params["w"]
+    return w.reshape(-1, w.shape[-1])[:vocab]
+
+
+@settings(deadline=None, derandomize=True, max_examples=8)
+@given(
+    vocab=st.integers(1, 12),
+    chunk=st.integers(1, 14),
+    tokens=st.lists(st.integers(1, 3), max_size=2),
+    smoothing=st.sampled_from([0.0, 0.2]),
+    seed=st.integers(0, 99),
+)
+def test_it_is_softmax_cross_entropy_behind_an_affine_map(vocab, chunk, tokens, smoothing, seed):
+    loss = linear_cross_entropy(vocab, label_smoothing=smoothing, chunk=chunk)
+    params, h, target = inputs(loss, (3, *tokens, 4), vocab, seed)
+    assert params["w"].shape[0] == -(-vocab // chunk)
+    assert params["w"].shape[1] <= chunk
+    plain = fp.softmax_cross_entropy(smoothing)
+    delta = jnp.array([0.5, -1.0, 2.0])
+
+    @jax.jit
+    def both(params, h):
+        losses, residuals = loss.forward(params, (h, target))
+        (delta_h, none), grads = loss.backward(params, residuals, delta)
+        assert none is None
+        due, pullback = jax.vjp(
+            lambda params, h: plain.apply((), (h @ whole(params, vocab).T, target)), params, h
+        )
+        return (losses, grads, delta_h), (due, *pullback(delta))
+
+    for found, due in zip(*(jax.tree.leaves(side) for side in both(params, h)), strict=True):
+        np.testing.assert_allclose(found, due, rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_torch_s():
+    torch = pytest.importorskip("torch")
+    loss = linear_cross_entropy(11, label_smoothing=0.1, chunk=4)
+    params, h, target = inputs(loss, (6, 5), 11)
+    w = torch.tensor(np.asarray(whole(params, 11)), requires_grad=True)
+    hidden = torch.tensor(np.asarray(h), requires_grad=True)
+    due = torch.nn.functional.cross_entropy(
+        hidden @ w.T, torch.tensor(np.asarray(target)).long(), label_smoothing=0.1
+    )
+    due.backward()
+    losses, residuals = loss.forward(params, (h, target))
+    (delta_h, _), grads = loss.backward(params, residuals, jnp.full(6, 1 / 6))
+    assert float(losses.mean()) == pytest.approx(due.item(), rel=1e-6)
+    np.testing.assert_allclose(delta_h, hidden.grad.numpy(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(whole(grads, 11), w.grad.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_params_of_the_sweep_are_the_model_s_and_the_loss_s():
+    loss, model = linear_cross_entropy(7, chunk=3), fp.dense(5, fp.tanh)
+    own, x, target = inputs(loss, (8, 5), 7)
+    params = (model.init(KEY, (5,))[0], own)
+    sample_weight = jnp.arange(8.0)
+
+    def mean_loss(params):
+        losses = fp.softmax_cross_entropy().apply(
+            (), (model.apply(params[0], x) @ whole(params[1], 7).T, target)
+        )
+        return jnp.sum(losses * sample_weight) / 28
+
+    due = jax.jit(jax.value_and_grad(mean_loss))(params)
+    sweep = jax.jit(fp.value_and_backprop(model, loss), static_argnames="microbatch")
+    for microbatch in (None, 2):
+        found = sweep(params, x, target, sample_weight=sample_weight, microbatch=microbatch)
+        compare(found, due).assert_ok()
+    silent = (params[0], jax.tree.map(jnp.zeros_like, own))
+    grads = sweep(params, x, target, weights=silent, microbatch=None)[1]
+    assert not grads[0]["w"].any()  # W of the loss carries the error
+    assert grads[1]["w"].any()
+
+
+def test_a_chunk_is_a_site_and_rows_give_per_example_norms():
+    loss = linear_cross_entropy(7, chunk=3)
+    params, h, target = inputs(loss, (4, 2, 5), 7)
+    seen = []
+
+    def norms(site, inputs, delta):
+        seen.append(site.name)
+        x, d = site.rows(inputs, delta)
+        return jnp.sum((x @ x.mT) * (d @ d.mT), axis=(1, 2))
+
+    @jax.jit
+    def run(params):
+        _, residuals = loss.forward(params, (h, target))
+        return loss.backward(params, residuals, jnp.ones(4), norms)[1]
+
+    assert run(params).shape == (3, 4)
+    assert seen == ["linear_cross_entropy"]
+
+    def one(params, h, target):
+        return loss.apply(params, (h[None], target[None]))[0]
+
+    each = jax.vmap(jax.grad(one), (None, 0, 0))(params, h, target)["w"]
+    np.testing.assert_allclose(run(params).sum(0), jnp.sum(each**2, (1, 2, 3)), rtol=1e-5)
+
+
+def test_rows_behind_the_last_label_count_for_nothing():
+    loss = linear_cross_entropy(7, label_smoothing=0.2, chunk=3)
+    params, h, target = inputs(loss, (4, 5), 7)
+    assert params["w"].shape == (3, 3, 5)
+    assert not params["w"][2, 1:].any()
+    garbage = {"w": params["w"].at[2, 1:].set(1e3)}
+    found = []
+    for p in (params, garbage):
+        losses, residuals = loss.forward(p, (h, target))
+        found.append((losses, *loss.backward(p, residuals, jnp.ones(4)), loss.root(residuals)))
+        assert not found[-1][2]["w"][2, 1:].any()
+    compare(*found).assert_ok()
+
+
+def test_what_is_masked_is_not_looked_at():
+    loss = linear_cross_entropy(7, chunk=3)
+    params, h, target = inputs(loss, (3, 4, 5), 7)
+    kept = jnp.array([[True, False, True, True], [False] * 4, [True] * 4])
+    due, residuals = loss.forward(params, (h, (target, kept)))
+    (due_h, none), grads = loss.backward(params, residuals, jnp.ones(3))
+    assert none == (None, None)
+    h, target = h.at[0, 1].set(jnp.nan), target.at[1].set(-100)
+    run = jax.jit(lambda h, target: loss.forward(params, (h, (target, kept))))
+    for forward in (run, run.__wrapped__):
+        losses, residuals = forward(h, target)
+        (delta_h, _), found = loss.backward(params, residuals, jnp.ones(3))
+        compare((losses, delta_h, found), (due, due_h, grads)).assert_ok()
+        assert losses[1] == 0
+    each = fp.softmax_cross_entropy().apply(
+        (), (h[0, [0, 2, 3]] @ whole(params, 7).T, target[0, jnp.array([0, 2, 3])])
+    )
+    assert float(losses[0]) == pytest.approx(float(each.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [-1, 7, 100])
+def test_under_a_trace_a_bad_label_gives_nan(bad):
+    loss = linear_cross_entropy(7, chunk=3)
+    params, h, target = inputs(loss, (4, 5), 7)
+    target = target.at[2].set(bad)
+
+    @jax.jit
+    def run(target):
+        losses, residuals = loss.forward(params, (h, target))
+        return losses, *loss.backward(params, residuals, jnp.ones(4))
+
+    losses, (delta_h, _), grads = run(target)
+    np.testing.assert_array_equal(np.isnan(losses), [False, False, True, False])
+    np.testing.assert_array_equal(np.isnan(delta_h).all(-1), [False, False, True, False])
+    assert np.isnan(whole(grads, 7)).all()
+    with pytest.raises(LayerError, match=rf"a label is {bad}, labels of 7 classes lie in \[0, 7"):
+        loss.apply(params, (h, target))
+
+
+def test_large_scores_do_not_overflow():
+    loss = linear_cross_entropy(7, chunk=3)
+    params, h, target = inputs(loss, (4, 5), 7)
+    losses, residuals = loss.forward(params, (3e4 * h, target))
+    (delta_h, _), grads = loss.backward(params, residuals, jnp.ones(4))
+    due = fp.softmax_cross_entropy().apply((), (3e4 * h @ whole(params, 7).T, target))
+    np.testing.assert_allclose(losses, due, rtol=1e-5, atol=1e-2)
+    assert np.isfinite(delta_h).all()
+    assert np.isfinite(grads["w"]).all()
+
+
+def test_a_bfloat16_sum_over_the_vocabulary_is_accumulated_in_float32():
+    """log 3000 of equal scores; bfloat16 additions would stop at 256."""
+    loss = linear_cross_entropy(3000, chunk=1)
+    params = {"w": jnp.zeros((3000, 1, 2), jnp.bfloat16)}
+    h = jnp.ones((1, 2), jnp.bfloat16)
+    losses = loss.apply(params, (h, jnp.array([0])))
+    assert losses.dtype == jnp.bfloat16
+    assert float(losses[0]) == pytest.approx(np.log(3000), rel=2**-8)
+
+
+def test_memory_is_a_chunk_s_and_not_the_vocabulary_s():
+    vocab, tokens = 4096, 256
+    loss = linear_cross_entropy(vocab, chunk=128)
+    params, h, target = inputs(loss, (tokens, 32), vocab)
+
+    def ours(params, h):
+        losses, residuals = loss.forward(params, (h, target))
+        (delta_h, _), grads = loss.backward(params, residuals, jnp.full(tokens, 1 / tokens))
+        return losses.mean(), (grads, delta_h)
+
+    def plain(params, h):
+        scores = h @ whole(params, vocab).T
+        return fp.softmax_cross_entropy().apply((), (scores, target)).mean()
+
+    sides = ours, jax.value_and_grad(plain, (0, 1))
+    programs = [jax.jit(side).lower(params, h).compile() for side in sides]
+    found, due = (p.memory_analysis().temp_size_in_bytes for p in programs)
+    assert found < due / 10
+    assert found < 4 * vocab * tokens  # one array of logits
+    compare(*(p(params, h) for p in programs)).assert_ok()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit, "shard_map"])
+def test_on_meshes(kind):
+    loss, model = linear_cross_entropy(7, label_smoothing=0.1, chunk=3), fp.dense(5, fp.tanh)
+    own, x, target = inputs(loss, (8, 5), 7)
+    params = (model.init(KEY, (5,))[0], own)
+    sweep = fp.value_and_backprop(model, loss)
+    due = jax.jit(sweep)(params, x, target)
+    types = (AxisType.Auto if kind == "shard_map" else kind,)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=types)
+    if kind == "shard_map":
+
+        def local(params, x, target):
+            value, grads = sweep(params, x, target)
+            return jax.lax.pmean(value, "data"), jax.tree.map(lambda g: g / 8, grads)
+
+        specs = (P(), P("data"), P("data"))
+        run = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P()))
+        found = run(params, x, target)
+    else:
+        with jax.set_mesh(mesh):
+            held = jax.device_put(params, NamedSharding(mesh, P()))
+            batch = jax.device_put((x, target), NamedSharding(mesh, P("data")))
+            found = jax.jit(lambda *args: sweep(*args))(held, *batch)
+    compare(jax.device_get(found), jax.device_get(due)).assert_ok()
+
+
+LOSS = linear_cross_entropy(7, chunk=3)
+W, H, T = jnp.ones((3, 3, 5)), jnp.ones((4, 5)), jnp.zeros(4, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: linear_cross_entropy(0), "vocab is 0, a whole number above 0"),
+        (lambda: linear_cross_entropy(5, chunk=0), "chunk is 0, a whole number above 0"),
+        (lambda: linear_cross_entropy(5, label_smoothing=1), r"label_smoothing is 1, \[0, 1\)"),
+        (lambda: LOSS.init(KEY, ((0,), ())), "features is 0"),
+        (lambda: LOSS.apply((), (H, T)), "params is a tuple, a dict"),
+        (lambda: LOSS.apply({"w": W[:2]}, (H, T)), r"w is float32\[2, 3, 5\].*\[3, 3, 5\] is due"),
+        (lambda: LOSS.apply({"w": W}, (H.astype(jnp.bfloat16), T)), "prediction is bfloat16"),
+        (lambda: LOSS.apply({"w": W}, (H[0], T)), r"prediction is \(5,\), hidden \(B, ..., d"),
+        (lambda: LOSS.apply({"w": W}, (H, T[:3])), r"labels are \(3,\), \(4,\) are due"),
+        (lambda: LOSS.apply({"w": W}, (H, T[:, None])), r"use target\[..., 0\]"),
+        (lambda: LOSS.apply({"w": W}, (H, H)), "target is float32, integer labels are due"),
+        (lambda: LOSS.apply({"w": W}, (H, T == 0)), "target is bool, integer labels"),
+        (lambda: LOSS.apply({"w": W}, (H, (T, T == 0))), "a mask is for tokens"),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+SMOOTHED = (
+    lambda m: m.linear_cross_entropy(7, label_smoothing=0.3, chunk=3),
+    entries(normal(4, 5), labels(4, classes=7)),
+)
+MASKED = (
+    lambda m: m.linear_cross_entropy(7, chunk=3),
+    entries(normal(4, 3, 5), (labels(4, 3, classes=7), mask(4, 3))),
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "made"),
+    [
+        ("jnp.exp(z - log_sum) - q, delta", "jnp.exp(z - log_sum) + q, delta", SMOOTHED),
+        ("* label + label_smoothing / vocab", "* label", SMOOTHED),
+        ("labels[..., None] == own)", "labels[..., None] == own + 1)", SMOOTHED),
+        ("delta_h += ", "delta_h = ", MASKED),
+        ("accumulated(carrier), like", "accumulated(carrier[::-1]), like", MASKED),
+        ("jnp.where(alive, delta_z, 0)", "delta_z", SMOOTHED),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, old, new, made):
+    fault_is_found(vocabulary, old, new, *made)
