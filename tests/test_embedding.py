@@ -23,7 +23,7 @@ def swept(layer, params, x, delta):
     return y, *layer.backward(params, residuals, delta)
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(deadline=None, derandomize=True, max_examples=10)
 @given(
     vocab=st.integers(1, 9),
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),

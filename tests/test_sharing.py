@@ -20,13 +20,12 @@ tied = share(
 
 
 def swept(layer, params, x, weights=None, statistic=fp.gradient):
-    y, residuals = layer.forward(params, x)
-    delta = jnp.cos(y)
-    return (
-        y,
-        delta,
-        *layer.backward(params if weights is None else weights, residuals, delta, statistic),
-    )
+    def sweep(params, x, weights):
+        y, residuals = layer.forward(params, x)
+        delta = jnp.cos(y)
+        return y, delta, *layer.backward(weights, residuals, delta, statistic)
+
+    return jax.jit(sweep)(params, x, params if weights is None else weights)
 
 
 def test_a_tied_embedding_is_the_plain_one():
@@ -37,7 +36,7 @@ def test_a_tied_embedding_is_the_plain_one():
         h = jnp.tanh(params["shared"]["w"][IDS] @ hidden["w"].T + hidden["b"])
         return h @ params["shared"]["w"].T
 
-    y, delta, _, grads = jax.jit(lambda p: swept(tied, p, IDS))(params)
+    y, delta, _, grads = swept(tied, params, IDS)
     due, pullback = jax.vjp(plain, params)
     fp.compare((y, grads), (due, pullback(delta)[0])).assert_ok()
 
@@ -77,7 +76,7 @@ def test_shared_blocks_are_the_same_layers_called_twice():
         return fp.dense(2).apply(rest, block.apply(shared, jnp.tanh(h)))
 
     due_y, pullback = jax.vjp(once, params["shared"], params["model"][2], X)
-    y, delta, delta_x, tree = jax.jit(lambda p: swept(model, p, X))(params)
+    y, delta, delta_x, tree = swept(model, params, X)
     shared, rest, due_x = pullback(delta)
     found = (y, tree["shared"], tree["model"][2], delta_x)
     fp.compare(found, (due_y, shared, rest, due_x)).assert_ok()
