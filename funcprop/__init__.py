@@ -47,6 +47,8 @@ from .layers.activations import softplus as softplus
 from .layers.activations import softsign as softsign
 from .layers.activations import tanh as tanh
 from .layers.activations import tanh_precise as tanh_precise
+from .layers.convolution import conv as conv
+from .layers.convolution import conv_transpose as conv_transpose
 from .layers.dense import affine as affine
 from .layers.dense import dense as dense
 from .layers.embedding import embedding as embedding

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.layers import dense, embedding
+from benchmarks.layers import convolution, dense, embedding
 from benchmarks.layers.row import HEADER, Row, lines
 from benchmarks.timing import heading, table
 
-FAMILIES = {"dense": dense.rows, "embedding": embedding.rows}
+FAMILIES = {
+    "dense": dense.rows,
+    "convolution": convolution.rows,
+    "embedding": embedding.rows,
+}
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""
 
 

@@ -1,0 +1,320 @@
+"""Convolutions: the full product against jax.vjp, PyTorch, adjoints, what they refuse, faults."""
+
+import functools
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import funcprop as fp
+from funcprop import LayerError
+from funcprop import windows as maps
+from funcprop.checking.cases.case import normal
+from funcprop.layers import convolution as module
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """One image a chunk, so that there are several."""
+    monkeypatch.setattr(maps, "_CACHE", 1)
+
+
+def swept(layer, params, x, delta):
+    y, residuals = layer.forward(params, x)
+    return y, *layer.backward(params, residuals, delta)
+
+
+def plain(x, params, *, stride, dilation, padding, groups, spread=None):
+    axes = x.ndim - 2
+    places = "DHW"[-axes:]
+    if padding == "CAUSAL":
+        padding = [(dilation * (k - 1), 0) for k in params["w"].shape[:axes]]
+    y = lax.conv_general_dilated(
+        x,
+        params["w"],
+        (stride,) * axes if isinstance(stride, int) else stride,
+        padding,
+        spread,
+        (dilation,) * axes,
+        (f"N{places}C", f"{places}IO", f"N{places}C"),
+        groups,
+    )
+    return y + params["b"]
+
+
+def errors(layer, reference, shape, draw):
+    """Traced: largest errors of y, δx, δW and δb, over the largest entry of each."""
+    x = jnp.asarray(draw.normal(size=shape))
+    params = jax.eval_shape(lambda key: layer.init(key, shape[1:])[0], KEY)
+    params = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)), params)
+    out, pullback = jax.vjp(reference, x, params)
+    delta = jnp.asarray(draw.normal(size=out.shape))
+    due = (out, *pullback(delta))
+    found = swept(layer, params, x, delta)
+    assert layer.init(KEY, shape[1:])[1] == out.shape[1:]
+    return jax.tree.map(lambda a, b: abs(a - b).max() / (abs(b).max() + 1), found, due)
+
+
+def product(layer_of, reference_of, options, shape):
+    """The largest error over the product of the options, compiled as one program."""
+    names, values = zip(*options.items(), strict=True)
+    combinations = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
+    tried = []
+
+    def everything():
+        draw = np.random.default_rng(0)
+        for chosen in combinations:
+            try:
+                found = errors(layer_of(**chosen), reference_of(**chosen), shape, draw)
+            except LayerError as error:
+                if "too small" not in str(error):
+                    raise
+                continue
+            tried.append(found)
+        return jnp.stack(jax.tree.leaves(tried))
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        worst = float(jax.jit(everything)().max())
+    assert worst < 1e-12
+    return len(tried)
+
+
+def conv_and_plain(kernel):
+    def layer_of(**options):
+        return fp.conv(4, kernel, **options)
+
+    def reference_of(**options):
+        return functools.partial(plain, **options)
+
+    return layer_of, reference_of
+
+
+PADDINGS = ["SAME", "VALID", "CAUSAL"]
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+@pytest.mark.parametrize("size", [5, 6])
+def test_one_axis(kernel, size):
+    options = {
+        "stride": [1, 2, 3],
+        "dilation": [1, 2],
+        "padding": [*PADDINGS, [(2, 1)]],
+        "groups": [1, 2, 4],
+    }
+    assert product(*conv_and_plain(kernel), options, (2, size, 4)) == 72
+
+
+@pytest.mark.parametrize("kernel", [(1, 2), (3, 2)])
+def test_two_axes(kernel):
+    options = {
+        "stride": [1, (2, 3)],
+        "dilation": [1, 2],
+        "padding": [*PADDINGS, [(0, 1), (2, 0)]],
+        "groups": [1, 2, 4],
+    }
+    assert product(*conv_and_plain(kernel), options, (2, 6, 5, 4)) == 48
+
+
+def test_three_axes():
+    options = {
+        "stride": [1, (2, 1, 2)],
+        "dilation": [1, 2],
+        "padding": ["SAME", [(1, 0), (0, 2), (1, 1)]],
+        "groups": [1, 2, 4],
+    }
+    assert product(*conv_and_plain((2, 3, 2)), options, (2, 4, 5, 3, 4)) == 24
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_transposed(kernel):
+    def layer_of(**options):
+        return fp.conv_transpose(4, kernel, **options)
+
+    def reference_of(stride, dilation, padding, groups):
+        def run(x, params):
+            if groups == 1:
+                y = lax.conv_transpose(
+                    x, params["w"], (stride,), padding, (dilation,), ("NWC", "WIO", "NWC")
+                )
+                return y + params["b"]
+            # jax.lax.conv_transpose has no groups.
+            options = {"dilation": dilation, "padding": padding, "groups": groups}
+            return plain(x, params, stride=1, spread=(stride,), **options)
+
+        return run
+
+    options = {
+        "stride": [1, 2, 3],
+        "dilation": [1, 2],
+        "padding": ["SAME", "VALID", [(2, 1)]],
+        "groups": [1],
+    }
+    assert product(layer_of, reference_of, options, (2, 5, 4)) == 18
+    options |= {"padding": [[(2, 1)], [(4, 5)]], "groups": [2, 4]}
+    assert product(layer_of, reference_of, options, (2, 5, 4)) == 24
+
+
+def test_the_layers_are_torch_s():
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(0)
+    x, w, b = (draw.normal(size=s).astype("float32") for s in ((2, 7, 6, 4), (3, 3, 2, 6), (6,)))
+    forms = {
+        "conv": (
+            fp.conv(6, 3, stride=2, padding=[(1, 1), (1, 1)], groups=2),
+            lambda x, w, b: torch.conv2d(x, w.permute(3, 2, 0, 1), b, 2, 1, 1, 2),
+        ),
+        # PyTorch's kernel is reversed, and a padding p of its is reach - 1 - p of ours.
+        "conv_transpose": (
+            fp.conv_transpose(6, 3, stride=2, padding=[(1, 1), (1, 1)], groups=2),
+            lambda x, w, b: torch.conv_transpose2d(
+                x,
+                w.flip(0, 1).reshape(3, 3, 2, 2, 3).permute(3, 2, 4, 0, 1).reshape(4, 3, 3, 3),
+                b,
+                2,
+                1,
+                groups=2,
+            ),
+        ),
+    }
+    for layer, theirs in forms.values():
+        tensors = [torch.tensor(leaf, requires_grad=True) for leaf in (x, w, b)]
+        due = theirs(tensors[0].permute(0, 3, 1, 2), *tensors[1:]).permute(0, 2, 3, 1)
+        delta = draw.normal(size=due.shape).astype("float32")
+        due.backward(torch.tensor(delta))
+        y, delta_x, grads = jax.jit(functools.partial(swept, layer))(
+            {"w": w, "b": b}, jnp.asarray(x), jnp.asarray(delta)
+        )
+        found = (y, delta_x, grads["w"], grads["b"])
+        for ours, torchs in zip(found, (due, *(t.grad for t in tensors)), strict=True):
+            np.testing.assert_allclose(ours, torchs.detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_conv_transpose_is_the_adjoint_of_conv():
+    """<conv(x), y> = <x, conv_transpose(y)> with the kernel reversed, in and out exchanged."""
+    draw = np.random.default_rng(1)
+    x, y, w = (draw.normal(size=s) for s in ((2, 7, 3), (2, 4, 5), (3, 3, 5)))
+    with jax.enable_x64(True):
+        up = fp.conv(5, 3, stride=2, padding=[(1, 1)], bias=False).apply({"w": jnp.asarray(w)}, x)
+        down = fp.conv_transpose(3, 3, stride=2, padding=[(1, 1)], bias=False).apply(
+            {"w": jnp.asarray(w[::-1].swapaxes(1, 2))}, jnp.asarray(y)
+        )
+    np.testing.assert_allclose(np.vdot(up, y), np.vdot(x, down), rtol=1e-13)
+
+
+def test_a_causal_convolution_does_not_see_ahead():
+    layer = fp.conv(2, 3, padding="CAUSAL", dilation=2)
+    params, out = layer.init(KEY, (9, 2))
+    x = jax.random.normal(KEY, (1, 9, 2))
+    seen = abs(layer.apply(params, x.at[:, 5].add(1.0)) - layer.apply(params, x)).sum((0, 2))
+    assert out == (9, 2)
+    np.testing.assert_array_equal(seen > 1e-6, [t in (5, 7, 9) for t in range(9)])
+
+
+def test_the_bias_is_in_and_out():
+    params, _ = fp.conv(2, 1, b_init=jax.nn.initializers.ones).init(KEY, (3, 2))
+    bare, _ = fp.conv(2, 1, bias=False).init(KEY, (3, 2))
+    assert params["b"].tolist() == [1, 1]
+    assert set(bare) == {"w"}
+
+
+X = jnp.ones((2, 6, 5, 4))
+PARAMS = {"w": jnp.ones((3, 3, 4, 6)), "b": jnp.ones(6)}
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: fp.conv(0, 3), "conv: features is 0"),
+        (lambda: fp.conv(6, 3, groups=0), "groups is 0, a whole number above 0"),
+        (lambda: fp.conv(6, 3, groups=4), "groups is 4, a divisor of the 6 features"),
+        (lambda: fp.conv(6, 3, groups=3).init(KEY, (5, 4)), "groups is 3, a divisor of the 4 chan"),
+        (lambda: fp.conv(6, 3, padding="FULL"), "padding is 'FULL', one of SAME, VALID, CAUSAL"),
+        (lambda: fp.conv_transpose(6, 3, padding="CAUSAL"), "one of SAME, VALID is due"),
+        (lambda: fp.conv(6, 3, padding=1).init(KEY, (5, 4)), "a pair .* for each of 1 axes"),
+        (lambda: fp.conv(6, 3, padding=[(0, -1)]).init(KEY, (5, 4)), "neither below 0"),
+        (lambda: fp.conv(6, 3, stride=0).init(KEY, (5, 4)), "stride is 0, a whole number above 0"),
+        (lambda: fp.conv(6, (3, 3)).init(KEY, (5, 4)), r"kernel is \(3, 3\), .* 1 of them"),
+        (lambda: fp.conv(6, 3, dilation=True).init(KEY, (5, 4)), "dilation is True"),
+        (lambda: fp.conv(6, 3).init(KEY, (4,)), r"one example is \(4,\), \(\*sizes, channels\)"),
+        (lambda: fp.conv(6, 7, padding="VALID").init(KEY, (5, 4)), r"too small .* would be \(-1,"),
+        (lambda: fp.conv(6, 3).apply(PARAMS, X[..., :3]), "x has 3 channels, its weights take 4"),
+        (lambda: fp.conv(6, 3).apply(PARAMS, X.astype("bfloat16")), "x is bfloat16, w is float32"),
+        (lambda: fp.conv(6, 3).apply(PARAMS, X.astype(int)), "x is int32, floats are due"),
+        (lambda: fp.conv(6, 3).apply({"w": PARAMS["w"]}, X), r"params is \['w'\]"),
+        (
+            lambda: fp.conv(6, 3).apply(PARAMS | {"b": jnp.ones(5)}, X),
+            r"b is \(5,\), \(6,\) is due",
+        ),
+        (lambda: fp.conv(6, 5).apply(PARAMS, X), r"w is \(3, 3, 4, 6\), \(5, 5, channels/1, 6\)"),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+PLANE, LINE = normal(4, 5, 4, 2), normal(4, 7, 4)
+
+
+@pytest.mark.parametrize(
+    ("broken", "old", "new", "make", "draw"),
+    [
+        (module, "contraction.total(delta)", "-contraction.total(delta)", (3, 3, {}), PLANE),
+        (module, ".transposed()\n", "\n", (3, 3, {"padding": "CAUSAL"}), PLANE),
+        (
+            module,
+            'reversed_kernel(weights["w"], groups)',
+            'reversed_kernel(weights["w"])[::-1]',
+            (3, 3, {}),
+            PLANE,
+        ),
+        (
+            module,
+            "kernel_gradient(windows(x.shape[1:-1]), x, delta, groups)",
+            "kernel_gradient(windows(x.shape[1:-1]), x, delta, groups)[::-1]",
+            (3, 3, {}),
+            PLANE,
+        ),
+        (module, "delta_x, statistic(site", "2 * delta_x, statistic(site", (3, 3, {}), PLANE),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, broken, old, new, make, draw):
+    features, kernel, options = make
+    fault_is_found(broken, old, new, lambda m: m.conv(features, kernel, **options), draw)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "options", "draw"),
+    [
+        ("kernel_gradient", "lo, reach - 1 + (o - 1)", "lo + 1, reach - 2 + (o - 1)", {}, PLANE),
+        ("reversed_kernel", "swapaxes(parts, -3, -1)", "swapaxes(parts, -3, -2)", {}, LINE),
+        (
+            "kernel_gradient",
+            "return total + contraction",
+            "return contraction",
+            {"groups": 2},
+            LINE,
+        ),
+        ("kernel_gradient", "cols[..., 0] *", "-cols[..., 0] *", {"groups": 4}, LINE),
+        ("correlate", "zip(g.taps(x), each", "zip(g.taps(x), each[::-1]", {"groups": 4}, LINE),
+    ],
+)
+def test_planted_faults_in_the_maps_are_found(monkeypatch, name, old, new, options, draw):
+    """One of the three maps broken in its source, the layer around it whole."""
+    source = inspect.getsource(getattr(maps, name))
+    assert source.count(old) == 1
+    scope = dict(vars(maps))
+    exec(source.replace(old, new), scope)
+    monkeypatch.setattr(module, name, scope[name])
+    x = draw(np.random.default_rng(7))
+    report = fp.check_layer(module.conv(4, 3, **options), x=x)
+    assert not report.problems
+    assert not report.ok
