@@ -55,6 +55,12 @@ from .layers.embedding import embedding as embedding
 from .layers.embedding import positional as positional
 from .layers.embedding import sinusoidal as sinusoidal
 from .layers.function import function as function
+from .layers.pooling import avg_pool as avg_pool
+from .layers.pooling import global_avg_pool as global_avg_pool
+from .layers.pooling import max_pool as max_pool
+from .layers.shape import flatten as flatten
+from .layers.shape import reshape as reshape
+from .layers.shape import transpose as transpose
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
 from .losses import Loss as Loss

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.layers import convolution, dense, embedding
+from benchmarks.layers import convolution, dense, embedding, pooling
 from benchmarks.layers.row import HEADER, Row, lines
 from benchmarks.timing import heading, table
 
 FAMILIES = {
     "dense": dense.rows,
     "convolution": convolution.rows,
+    "pooling": pooling.rows,
     "embedding": embedding.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""

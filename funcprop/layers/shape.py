@@ -1,0 +1,135 @@
+"""Layers that only arrange the elements of an example anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..contraction import by_example
+from ..layer import Layer, LayerError, gradient, is_shape
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """The shape of one example, a residual that takes no memory."""
+
+    shape: tuple[int, ...]
+
+
+def reshape(*shape: int) -> Layer:
+    """Every example in another shape, its elements in the same order.
+
+        forward     y  = x  as (B, *shape)
+        transport   δx = δ  as x is
+
+    Args:
+        *shape: the new shape of one example; one entry may be -1, what is left over.
+
+    Raises:
+        LayerError: when the sizes do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import reshape
+    >>> reshape(3, -1).apply((), jnp.zeros((5, 12))).shape
+    (5, 3, 4)
+    """
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < -1 for n in shape):
+        raise LayerError("reshape", f"shape is {shape}, whole numbers are due, or one -1")
+    if shape.count(-1) > 1:
+        raise LayerError("reshape", f"shape is {shape}, only one entry may be -1")
+
+    def arranged(old):
+        known = math.prod(n for n in shape if n != -1)
+        size = math.prod(old)
+        if (size != known) if -1 not in shape else (known == 0 or size % known):
+            raise LayerError(
+                "reshape", f"one example is {old} with {size} elements, they do not fill {shape}"
+            )
+        return tuple(size // known if n == -1 else n for n in shape)
+
+    return _arrangement("reshape", arranged)
+
+
+flatten: Layer
+"""Every example as a vector: (B, ...) to (B, n)."""
+
+
+def _arrangement(name: str, arranged: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Layer:
+    def init(key, shape):
+        return (), arranged(_single(name, shape))
+
+    def forward(params, x, key=None):
+        _check_array(name, x)
+        return _reshaped(x, arranged(x.shape[1:])), Example(x.shape[1:])
+
+    def backward(weights, example, delta, statistic=gradient):
+        return _reshaped(delta, example.shape), ()
+
+    return Layer(init, forward, backward, name)
+
+
+def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return by_example(lambda x: x.reshape(len(x), *shape), x)
+
+
+flatten = _arrangement("flatten", lambda old: (math.prod(old),))
+
+
+def transpose(*axes: int) -> Layer:
+    """The axes of every example in another order.
+
+        forward     y[b, i₀, i₁, ...]  = x[b, ...]  with axis j of y axis ``axes[j]`` of x
+        transport   δx: the same by the inverse order
+
+    Args:
+        *axes: the axes of one example, numbered from 0 without the batch axis, in their new order;
+            none at all reverses them.
+
+    Raises:
+        LayerError: when ``axes`` is not an order of the input's axes.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import transpose
+    >>> transpose(2, 0, 1).apply((), jnp.zeros((5, 28, 28, 3))).shape
+    (5, 3, 28, 28)
+    """
+
+    def order(count):
+        new = axes or tuple(reversed(range(count)))
+        if sorted(new) != list(range(count)):
+            raise LayerError(
+                "transpose", f"axes is {axes}, the numbers 0 to {count - 1} in some order are due"
+            )
+        return new
+
+    def init(key, shape):
+        shape = _single("transpose", shape)
+        return (), tuple(shape[axis] for axis in order(len(shape)))
+
+    def forward(params, x, key=None):
+        _check_array("transpose", x)
+        return x.transpose(0, *[axis + 1 for axis in order(x.ndim - 1)]), None
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        inverse = np.argsort(order(delta.ndim - 1))
+        return delta.transpose(0, *[int(axis) + 1 for axis in inverse]), ()
+
+    return Layer(init, forward, backward, "transpose")
+
+
+def _single(name: str, shape: Any) -> tuple[int, ...]:
+    if not is_shape(shape):
+        raise LayerError(name, f"shape is {shape}, that of one array is due")
+    return tuple(shape)
+
+
+def _check_array(name: str, x: Any) -> None:
+    if not hasattr(x, "dtype") or jnp.ndim(x) < 1:
+        raise LayerError(name, f"x is {type(x).__name__}, an array with a batch axis is due")

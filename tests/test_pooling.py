@@ -1,0 +1,262 @@
+"""Pooling and shapes: the full product against jax.vjp of reduce_window, facts, errors, faults."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import funcprop as fp
+from funcprop import LayerError
+from funcprop import windows as maps
+from funcprop.checking.cases.case import normal
+from funcprop.checking.cases.pooling import apart
+from funcprop.layers import pooling, shape
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+
+
+def swept(layer, x, delta):
+    y, residuals = layer.forward((), x)
+    return y, layer.backward((), residuals, delta)[0]
+
+
+def reduced(kind, window, stride, padding):
+    """The plain form, by jax.lax.reduce_window."""
+
+    def run(x):
+        axes = x.ndim - 2
+        size, step = ((n,) * axes if isinstance(n, int) else n for n in (window, stride))
+        pads = [(0, 0), *padding, (0, 0)] if isinstance(padding, list) else padding
+
+        def over(x, start, f):
+            return lax.reduce_window(x, start, f, (1, *size, 1), (1, *step, 1), pads)
+
+        if kind == "max":
+            return over(x, -jnp.inf, lax.max)
+        return over(x, 0.0, lax.add) / over(jnp.ones_like(x), 0.0, lax.add)
+
+    return run
+
+
+PRODUCTS = {
+    "1d": ((2, 7, 2), (1, 2, 3), (1, 2, 3), ("VALID", "SAME", [(1, 0)], [(1, 2)])),
+    "2d": (
+        (2, 6, 5, 2),
+        (2, 3, (1, 2)),
+        (1, 2, 3, (2, 1)),
+        ("VALID", "SAME", [(0, 1), (1, 0)]),
+    ),
+    "3d": ((2, 4, 3, 4, 1), (2, (1, 3, 2)), (1, (2, 1, 2)), ("VALID", "SAME")),
+}
+
+
+@pytest.mark.parametrize("axes", PRODUCTS)
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_the_product_of_options(kind, axes):
+    """Whole numbers with many ties: sums and winners have to be the very same."""
+    shape, *options = PRODUCTS[axes]
+    layers = {"max": fp.max_pool, "avg": fp.avg_pool}
+    tried = []
+
+    def everything():
+        draw = np.random.default_rng(0)
+        for window, stride, padding in itertools.product(*options):
+            size = (window,) * (len(shape) - 2) if isinstance(window, int) else window
+            if isinstance(padding, list) and any(
+                max(pad) >= k for pad, k in zip(padding, size, strict=True)
+            ):
+                continue
+            layer = layers[kind](window, stride, padding)
+            x = jnp.asarray(draw.integers(-2, 3, shape), float)
+            due, pullback = jax.vjp(reduced(kind, window, stride, padding), x)
+            delta = jnp.asarray(draw.integers(-9, 9, due.shape), float)
+            y, delta_x = swept(layer, x, delta)
+            assert layer.init(KEY, shape[1:])[1] == y.shape[1:]
+            tried.append((abs(y - due).max(), abs(delta_x - pullback(delta)[0]).max()))
+        return jnp.array(tried)
+
+    with jax.enable_x64(True):
+        worst = np.asarray(jax.jit(everything)()).max()
+    assert worst <= (0 if kind == "max" else 1e-14)
+    assert len(tried) >= (8 if axes == "3d" else 27)
+
+
+def test_the_layers_are_torch_s():
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(2, 7, 6, 3)).astype("float32")
+    pads = [(1, 1), (1, 1)]
+    for layer, theirs in (
+        (fp.max_pool(3, 2, pads), lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1)),
+        (
+            fp.avg_pool(3, 2, pads, count_padding=True),
+            lambda x: torch.nn.functional.avg_pool2d(x, 3, 2, 1),
+        ),
+        (
+            fp.avg_pool(3, 2, pads),
+            lambda x: torch.nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+        ),
+        (fp.global_avg_pool, lambda x: x.mean((2, 3))),
+    ):
+        tensor = torch.tensor(x, requires_grad=True)
+        due = theirs(tensor.permute(0, 3, 1, 2))
+        due = due.permute(0, 2, 3, 1) if due.ndim == 4 else due
+        delta = draw.normal(size=due.shape).astype("float32")
+        due.backward(torch.tensor(delta))
+        y, delta_x = swept(layer, jnp.asarray(x), jnp.asarray(delta))
+        np.testing.assert_allclose(y, due.detach().numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(delta_x, tensor.grad.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_maximum_keeps_bytes():
+    """The winners of 2×2 windows take a 16th of x, of more than 256 taps four bytes each."""
+    x = jnp.zeros((2, 8, 8, 3))
+    (winners,), _ = fp.max_pool(2).forward((), x)[1]
+    assert winners.nbytes * 16 == x.nbytes
+    kept = jax.eval_shape(lambda: fp.max_pool(17).forward((), jnp.zeros((1, 17, 17, 1)))[1])
+    assert kept[0][0].dtype == jnp.int32
+
+
+@pytest.mark.parametrize("layer", [fp.max_pool(2), fp.max_pool(2, 1), fp.avg_pool(2)])
+def test_a_nan_is_seen_in_its_window_alone(layer):
+    y = layer.apply((), jnp.ones((1, 6, 1)).at[0, 2].set(jnp.nan))
+    assert np.isnan(y).any()
+    assert np.isfinite(y[0, 0])
+    assert np.isfinite(y[0, -1])
+
+
+def test_shapes_are_numpy_s():
+    x = jnp.arange(48.0).reshape(2, 2, 3, 4)
+    for layer, due in (
+        (fp.flatten, x.reshape(2, 24)),
+        (fp.reshape(6, -1), x.reshape(2, 6, 4)),
+        (fp.reshape(), None),
+        (fp.transpose(), x.transpose(0, 3, 2, 1)),
+        (fp.transpose(1, 2, 0), x.transpose(0, 2, 3, 1)),
+    ):
+        if due is None:
+            continue
+        np.testing.assert_array_equal(swept(layer, x, due)[1], x)
+        np.testing.assert_array_equal(layer.apply((), x), due)
+        assert layer.init(KEY, (2, 3, 4))[1] == due.shape[1:]
+    assert fp.flatten.apply((), jnp.zeros(3)).shape == (3, 1)
+    assert fp.reshape().apply((), jnp.zeros((3, 1))).shape == (3,)
+
+
+X = jnp.ones((2, 6, 5, 4))
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: fp.max_pool(2, padding="CAUSAL"), "padding is 'CAUSAL', one of SAME, VALID"),
+        (lambda: fp.max_pool(0).apply((), X), "max_pool: window is 0, a whole number above 0"),
+        (lambda: fp.max_pool((2, 2, 2)).apply((), X), r"window is \(2, 2, 2\), .* 2 of them"),
+        (lambda: fp.max_pool(2, -1).apply((), X), "stride is -1"),
+        (lambda: fp.max_pool(7).apply((), X), r"one example is \(6, 5, 4\), too small for the wi"),
+        (lambda: fp.max_pool(7).init(KEY, (6, 5, 4)), "too small"),
+        (
+            lambda: fp.max_pool(2, 1, [(2, 0), (0, 0)]).apply((), X),
+            r"less than the window \(2, 2\)",
+        ),
+        (lambda: fp.max_pool(2, 1, [(0, 0)]).apply((), X), r"a pair .* for each of 2 axes is due"),
+        (lambda: fp.max_pool(2).apply((), X[0, 0]), r"one example is \(4,\), \(\*sizes, channels"),
+        (lambda: fp.max_pool(2).init(KEY, (4,)), r"one example is \(4,\)"),
+        (lambda: fp.max_pool(2).apply((), X.astype(int)), "max_pool: x is int32, floats are due"),
+        (lambda: fp.avg_pool(7).apply((), X), "avg_pool: .* too small"),
+        (lambda: fp.avg_pool(2).apply((), X.astype(int)), "avg_pool: x is int32"),
+        (lambda: fp.global_avg_pool.apply((), X.astype(int)), "global_avg_pool: x is int32"),
+        (lambda: fp.global_avg_pool.init(KEY, (4,)), "global_avg_pool: one example"),
+        (lambda: fp.global_avg_pool.apply((), X[0, 0]), "global_avg_pool: one example"),
+        (lambda: fp.reshape(-1, -1), "only one entry may be -1"),
+        (lambda: fp.reshape(2.0), "whole numbers are due"),
+        (lambda: fp.reshape(7, -1).apply((), X), r"\(6, 5, 4\) with 120 elements, .* \(7, -1\)"),
+        (lambda: fp.reshape(7).init(KEY, (2, 3)), "with 6 elements, they do not fill"),
+        (lambda: fp.reshape(7).apply((), [1]), "x is list, an array with a batch axis"),
+        (lambda: fp.flatten.init(KEY, (jax.ShapeDtypeStruct((2,), float),)), "that of one array"),
+        (lambda: fp.flatten.apply((), (X, X)), "x is tuple, an array with a batch axis"),
+        (lambda: fp.transpose(0, 1).apply((), X), r"axes is \(0, 1\), the numbers 0 to 2"),
+        (lambda: fp.transpose(1, 2, 3).init(KEY, (2, 3, 4)), "the numbers 0 to 2"),
+        (lambda: fp.transpose().apply((), None), "x is NoneType"),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+PLANE, SMOOTH = apart(4, 4, 5, 2), normal(4, 4, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "make", "draw"),
+    [
+        (pooling, "jnp.where(w == k", "jnp.where(w != k", "m.max_pool(2)", PLANE),
+        (pooling, "enumerate(taps, 1)", "enumerate(taps, 0)", "m.max_pool(2)", PLANE),
+        (pooling, "winners == k, delta,", "winners == k, 2 * delta,", "m.max_pool(2, 1)", PLANE),
+        (pooling, "reversed(kept)", "kept", "m.max_pool((2, 3), (1, 2), 'SAME')", PLANE),
+        (pooling, "(-lo, n + lo -", "(lo, n - lo -", "m.max_pool(2, 2, [(0, 1), (1, 0)])", PLANE),
+        (
+            pooling,
+            "accumulated(delta) / counts(g, accumulated(delta))",
+            "accumulated(delta)",
+            "m.avg_pool(2, 1)",
+            SMOOTH,
+        ),
+        (
+            pooling,
+            "for axis in _axes(g):\n            # All",
+            "for axis in _axes(g)[1:]:\n            # All",
+            "m.avg_pool((2, 3), 1, 'SAME')",
+            SMOOTH,
+        ),
+        (
+            pooling,
+            "range(math.prod(axis.kernel)))",
+            "range(1))",
+            "m.avg_pool(3, 1, 'SAME')",
+            SMOOTH,
+        ),
+        (pooling, "delta / math.prod(sizes)", "delta", "m.global_avg_pool", SMOOTH),
+        (
+            pooling,
+            "math.prod(sizes)).resh",
+            "(2 * math.prod(sizes))).resh",
+            "m.global_avg_pool",
+            SMOOTH,
+        ),
+        (pooling, "jnp.broadcast_to(each,", "jnp.broadcast_to(-each,", "m.global_avg_pool", SMOOTH),
+        (
+            shape,
+            "np.argsort(order(",
+            "np.asarray(order(",
+            "m.transpose(1, 2, 0)",
+            normal(4, 3, 3, 3),
+        ),
+        (shape, "return delta.transpose(", "return -delta.transpose(", "m.transpose()", SMOOTH),
+        (shape, "return _reshaped(delta,", "return _reshaped(-delta,", "m.flatten", SMOOTH),
+        (
+            shape,
+            "return _reshaped(delta,",
+            "return _reshaped(delta[::-1],",
+            "m.reshape(-1)",
+            SMOOTH,
+        ),
+        (shape, "return _reshaped(delta,", "return _reshaped(2 * delta,", "m.reshape(-1)", SMOOTH),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, module, old, new, make, draw):
+    fault_is_found(module, old, new, lambda m: eval(make), draw)
+
+
+def test_a_tap_put_back_one_place_off_is_found(monkeypatch):
+    put = maps.Windows.put
+    monkeypatch.setattr(
+        maps.Windows, "put", lambda g, k, piece: jnp.roll(put(g, k, piece), 1, axis=1)
+    )
+    assert not fp.check_layer(fp.max_pool(2, 1), x=PLANE(np.random.default_rng(0))).ok
