@@ -2,6 +2,7 @@
 
 from . import checking as checking
 from . import datasets as datasets
+from .calibration import calibrate as calibrate
 from .checking.compare import Difference as Difference
 from .checking.compare import Report as Report
 from .checking.compare import compare as compare
@@ -47,14 +48,20 @@ from .layers.activations import softplus as softplus
 from .layers.activations import softsign as softsign
 from .layers.activations import tanh as tanh
 from .layers.activations import tanh_precise as tanh_precise
+from .layers.batch_norm import batch_norm as batch_norm
+from .layers.batch_norm import frozen_norm as frozen_norm
 from .layers.convolution import conv as conv
 from .layers.convolution import conv_transpose as conv_transpose
 from .layers.dense import affine as affine
 from .layers.dense import dense as dense
+from .layers.dropout import dropout as dropout
 from .layers.embedding import embedding as embedding
 from .layers.embedding import positional as positional
 from .layers.embedding import sinusoidal as sinusoidal
 from .layers.function import function as function
+from .layers.normalization import group_norm as group_norm
+from .layers.normalization import layer_norm as layer_norm
+from .layers.normalization import rms_norm as rms_norm
 from .layers.pooling import avg_pool as avg_pool
 from .layers.pooling import global_avg_pool as global_avg_pool
 from .layers.pooling import max_pool as max_pool

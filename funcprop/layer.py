@@ -55,6 +55,8 @@ class Layer(NamedTuple):
         name: what errors and summaries call it.
         parts: the layers a combinator is made of.
         rebuild: ``rebuild(parts) -> layer`` makes the combinator anew from other parts.
+        inference: the layer that :func:`~funcprop.calibrate` puts in its place, with statistics of
+            the whole data among its parameters; ``None`` where there is no difference.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import dense
@@ -74,6 +76,7 @@ class Layer(NamedTuple):
     name: str = ""
     parts: tuple[Layer, ...] = ()
     rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
+    inference: Layer | None = None
 
     def apply(self, params: Tree, x: Tree, key: jax.Array | None = None) -> Tree:
         """The forward pass without its residuals."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.layers import convolution, dense, embedding, pooling
+from benchmarks.layers import convolution, dense, embedding, normalization, pooling
 from benchmarks.layers.row import HEADER, Row, lines
 from benchmarks.timing import heading, table
 
@@ -19,6 +19,7 @@ FAMILIES = {
     "dense": dense.rows,
     "convolution": convolution.rows,
     "pooling": pooling.rows,
+    "normalization": normalization.rows,
     "embedding": embedding.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""

@@ -6,10 +6,16 @@ family's file in ``cases``.
 
 from __future__ import annotations
 
-from .cases import activations, convolution, dense, embedding, losses, pooling
+from .cases import activations, convolution, dense, embedding, losses, normalization, pooling
 from .cases.case import Case as Case
 
 ACTIVATIONS: tuple[Case, ...] = activations.CASES
 LOSSES: tuple[Case, ...] = losses.CASES
-LAYERS: tuple[Case, ...] = dense.CASES + convolution.CASES + pooling.CASES + embedding.CASES
+LAYERS: tuple[Case, ...] = (
+    *dense.CASES,
+    *convolution.CASES,
+    *pooling.CASES,
+    *normalization.CASES,
+    *embedding.CASES,
+)
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES
