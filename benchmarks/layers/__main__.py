@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.layers import convolution, dense, embedding, normalization, pooling
+from benchmarks.layers import attention, convolution, dense, embedding, normalization, pooling
 from benchmarks.layers.row import HEADER, Row, lines
 from benchmarks.timing import heading, table
 
@@ -21,6 +21,7 @@ FAMILIES = {
     "pooling": pooling.rows,
     "normalization": normalization.rows,
     "embedding": embedding.rows,
+    "attention": attention.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""
 

@@ -6,7 +6,16 @@ family's file in ``cases``.
 
 from __future__ import annotations
 
-from .cases import activations, convolution, dense, embedding, losses, normalization, pooling
+from .cases import (
+    activations,
+    attention,
+    convolution,
+    dense,
+    embedding,
+    losses,
+    normalization,
+    pooling,
+)
 from .cases.case import Case as Case
 
 ACTIVATIONS: tuple[Case, ...] = activations.CASES
@@ -17,5 +26,6 @@ LAYERS: tuple[Case, ...] = (
     *pooling.CASES,
     *normalization.CASES,
     *embedding.CASES,
+    *attention.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES
