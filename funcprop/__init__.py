@@ -70,6 +70,8 @@ from .layers.pooling import avg_pool as avg_pool
 from .layers.pooling import global_avg_pool as global_avg_pool
 from .layers.pooling import max_pool as max_pool
 from .layers.rotary import rotary as rotary
+from .layers.sequence import last_step as last_step
+from .layers.shape import concatenate as concatenate
 from .layers.shape import flatten as flatten
 from .layers.shape import reshape as reshape
 from .layers.shape import transpose as transpose

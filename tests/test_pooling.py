@@ -11,7 +11,7 @@ from jax import lax
 import funcprop as fp
 from funcprop import LayerError
 from funcprop import windows as maps
-from funcprop.checking.cases.case import normal
+from funcprop.checking.cases.case import entries, normal
 from funcprop.checking.cases.pooling import apart
 from funcprop.layers import pooling, shape
 
@@ -183,6 +183,10 @@ X = jnp.ones((2, 6, 5, 4))
         (lambda: fp.transpose(0, 1).apply((), X), r"axes is \(0, 1\), the numbers 0 to 2"),
         (lambda: fp.transpose(1, 2, 3).init(KEY, (2, 3, 4)), "the numbers 0 to 2"),
         (lambda: fp.transpose().apply((), None), "x is NoneType"),
+        (lambda: fp.concatenate.apply((), X), "concatenate: x is .*, a tuple of arrays is due"),
+        (lambda: fp.concatenate.init(KEY, (6, 5)), r"shape is \(6, 5\), a tuple of arrays is due"),
+        (lambda: fp.concatenate.apply((), (X, X[:, :, 1:])), "in the last axis only"),
+        (lambda: fp.concatenate.apply((), (X, X.astype(int))), r"float32.*, int32.*; one dtype"),
     ],
 )
 def test_what_is_refused(run, message):
@@ -190,7 +194,18 @@ def test_what_is_refused(run, message):
         run()
 
 
+def test_concatenate_puts_arrays_side_by_side_and_cuts_their_delta():
+    a, b, c = X, 2 * X[..., :1], 3 * X[..., :2]
+    y, deltas = jax.jit(lambda *x: swept(fp.concatenate, x, jnp.concatenate(x, -1)))(a, b, c)
+    np.testing.assert_array_equal(y, np.concatenate([a, b, c], axis=-1))
+    for delta, due in zip(deltas, (a, b, c), strict=True):
+        np.testing.assert_array_equal(delta, due)
+    structs = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in (a, b, c))
+    assert fp.concatenate.init(KEY, structs)[1] == (6, 5, 7)
+
+
 PLANE, SMOOTH = apart(4, 4, 5, 2), normal(4, 4, 5, 2)
+PAIR = entries(SMOOTH, SMOOTH)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +263,9 @@ PLANE, SMOOTH = apart(4, 4, 5, 2), normal(4, 4, 5, 2)
             SMOOTH,
         ),
         (shape, "return _reshaped(delta,", "return _reshaped(2 * delta,", "m.reshape(-1)", SMOOTH),
+        (shape, "tuple(delta[..., a:b]", "tuple(-delta[..., a:b]", "m.concatenate", PAIR),
+        (shape, "pairwise(ends)), ()", "pairwise(ends))[::-1], ()", "m.concatenate", PAIR),
+        (shape, "delta[..., a:b]", "delta[..., a:b][::-1]", "m.concatenate", PAIR),
     ],
 )
 def test_planted_faults_are_found(fault_is_found, module, old, new, make, draw):

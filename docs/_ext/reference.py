@@ -42,7 +42,7 @@ def documented(doctree):
 
 
 def as_restructured(lines):
-    """A docstring's lines with its equations as literal blocks, and |z| as no substitution.
+    """A docstring's lines with equations as literal blocks; |z| no substitution, (*n) no emphasis.
 
     Equations are indented blocks that follow an empty line and a line at the margin; napoleon
     sees to the sections, whose lines follow their title at once.
@@ -58,14 +58,16 @@ def as_restructured(lines):
         if line.strip():
             literal = literal and indented
             last = line
-        marked.append(line if literal or line.lstrip().startswith((">>>", "...")) else _bars(line))
+        marked.append(
+            line if literal or line.lstrip().startswith((">>>", "...")) else _escaped(line)
+        )
     return marked
 
 
-def _bars(line):
-    """The line with every | escaped that is not between ``...``."""
+def _escaped(line):
+    """The line with every | and every * of a shape (B, *sizes) escaped, but between ``...``."""
     return "``".join(
-        part.replace("|", r"\|") if i % 2 == 0 else part
+        re.sub(r"\||(?<=\()\*(?=\w)|(?<=, )\*(?=\w)", r"\\\g<0>", part) if i % 2 == 0 else part
         for i, part in enumerate(re.split("``", line))
     )
 

@@ -15,6 +15,7 @@ from .cases import (
     losses,
     normalization,
     pooling,
+    recurrent,
 )
 from .cases.case import Case as Case
 
@@ -27,5 +28,6 @@ LAYERS: tuple[Case, ...] = (
     *normalization.CASES,
     *embedding.CASES,
     *attention.CASES,
+    *recurrent.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -122,6 +123,41 @@ def transpose(*axes: int) -> Layer:
         return delta.transpose(0, *[int(axis) + 1 for axis in inverse]), ()
 
     return Layer(init, forward, backward, "transpose")
+
+
+def _concatenate() -> Layer:
+    def check(argument, parts, dtypes):
+        listed = isinstance(parts, (tuple, list)) and len(parts) > 0
+        if not listed or (argument == "shape" and is_shape(parts)):
+            came = parts if argument == "shape" else type(parts).__name__
+            raise LayerError("concatenate", f"{argument} is {came}, a tuple of arrays is due")
+        shapes = [tuple(leaf.shape) for leaf in parts]
+        alike = len({shape[:-1] for shape in shapes}) == 1 and min(map(len, shapes)) > 0
+        if not alike or len(dtypes) > 1:
+            raise LayerError(
+                "concatenate",
+                f"its entries are {', '.join(f'{p.dtype}{list(p.shape)}' for p in parts)}; "
+                "one dtype is due, and shapes that differ in the last axis only",
+            )
+
+    def init(key, shape):
+        check("shape", shape, {leaf.dtype for leaf in shape} if not is_shape(shape) else set())
+        return (), (*shape[0].shape[:-1], sum(leaf.shape[-1] for leaf in shape))
+
+    def forward(params, x, key=None):
+        listed = isinstance(x, (tuple, list))
+        check("x", x, {leaf.dtype for leaf in x} if listed else set())
+        return jnp.concatenate(x, axis=-1), Example(tuple(leaf.shape[-1] for leaf in x))
+
+    def backward(weights, sizes, delta, statistic=gradient):
+        ends = itertools.accumulate(sizes.shape, initial=0)
+        return tuple(delta[..., a:b] for a, b in itertools.pairwise(ends)), ()
+
+    return Layer(init, forward, backward, "concatenate")
+
+
+concatenate: Layer = _concatenate()
+"""The arrays of a tuple side by side along their last axis."""
 
 
 def _single(name: str, shape: Any) -> tuple[int, ...]:

@@ -258,9 +258,9 @@ def decoder_block(
     ((norm, attention), (norm, attention), (norm, feed forward)).
 
     Args:
-        heads, hidden, window, kv_heads, rotary_base, activation, feed_forward, norm, dropout_rate,
-            recompute: as of :func:`transformer_block`; window and rotary_base are of the causal
-            attention.
+        heads, hidden, kv_heads: as of :func:`transformer_block`.
+        window, rotary_base: the same, of the causal attention.
+        activation, feed_forward, norm, dropout_rate, recompute: as there.
 
     Raises:
         LayerError: as its parts.

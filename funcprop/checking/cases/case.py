@@ -39,6 +39,17 @@ def labels(*shape: int, classes: int) -> Draw:
     return lambda draw: draw.integers(0, classes, shape, dtype=np.int32)
 
 
+def lengths(batch: int, longest: int) -> Draw:
+    """The first sequence is empty, the second one whole, the others of any length."""
+
+    def drawn(draw):
+        found = draw.integers(0, longest + 1, batch, dtype=np.int32)
+        found[:2] = 0, longest
+        return found
+
+    return drawn
+
+
 def distribution(*shape: int) -> Draw:
     return lambda draw: draw.dirichlet(np.ones(shape[-1]), shape[:-1])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...layers.pooling import avg_pool, global_avg_pool, max_pool
-from ...layers.shape import flatten, reshape, transpose
-from .case import Case, Draw, normal
+from ...layers.shape import concatenate, flatten, reshape, transpose
+from .case import Case, Draw, entries, normal
 
 
 def apart(*shape: int) -> Draw:
@@ -22,4 +22,5 @@ CASES: tuple[Case, ...] = (
     Case("flatten", flatten, normal(4, 3, 2), True),
     Case("reshape", reshape(3, -1), normal(4, 2, 6), True),
     Case("transpose", transpose(1, 2, 0), normal(4, 3, 2, 5), True),
+    Case("concatenate", concatenate, entries(normal(4, 3, 2), normal(4, 3, 1)), True),
 )

@@ -1,0 +1,86 @@
+"""Sequences with their lengths, and the last step of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..contraction import by_example
+from ..layer import Layer, LayerError, check_float, gradient, is_concrete, is_shape
+from .shape import Example
+
+
+def check_lengths(name: str, x: Any, lengths: Any = None) -> None:
+    """Raises unless x is a batch of sequences (B, T, d), and lengths (B,), where given, fit it."""
+    if getattr(x, "ndim", 0) != 3 or not x.shape[1]:
+        raise LayerError(name, f"x is {jnp.shape(x)}, sequences (B, T > 0, d) are due")
+    check_float(name, x)
+    if lengths is None:
+        return
+    integers = hasattr(lengths, "dtype") and jnp.issubdtype(lengths.dtype, jnp.integer)
+    if not integers or lengths.shape != x.shape[:1]:
+        came = f"{lengths.dtype}{list(lengths.shape)}" if hasattr(lengths, "dtype") else lengths
+        raise LayerError(name, f"lengths is {came}, integers [{len(x)}] are due, one a sequence")
+    if is_concrete(lengths):
+        values = np.asarray(lengths)
+        bad = values[(values < 0) | (values > x.shape[1])]
+        if bad.size:
+            due = f"one from 0 to the {x.shape[1]} steps of x is due"
+            raise LayerError(name, f"a length is {bad[0]}, {due}")
+
+
+def shape_of_sequence(name: str, shape: Any) -> tuple[int, ...]:
+    """(T, d) of one example's shape, given alone or with that of its length."""
+    single = is_shape(shape)
+    own = tuple(shape) if single else tuple(shape[0].shape)
+    if len(own) != 2 or not (single or (len(shape) == 2 and shape[1].shape == ())):
+        raise LayerError(name, f"shape is {shape}, (T, d) is due, or that with a length ()")
+    return own
+
+
+def valid(lengths: jax.Array, time: int) -> jax.Array:
+    """1 for a length in [0, T], NaN for any other: (B,)."""
+    one = jnp.ones((), jnp.float32)
+    return jnp.where((lengths >= 0) & (lengths <= time), one, jnp.nan * one)
+
+
+def _last_step() -> Layer:
+    name = "last_step"
+
+    def init(key, shape):
+        return (), shape_of_sequence(name, shape)[1:]
+
+    def forward(params, x, key=None):
+        steps, lengths = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
+        check_lengths(name, steps, lengths)
+        kept = (Example(steps.shape[1:]), lengths)
+        if lengths is None:
+            return steps[:, -1], kept
+
+        def taken(steps, lengths):
+            last = jnp.clip(lengths - 1, 0, steps.shape[1] - 1)[:, None, None]
+            found = jnp.take_along_axis(steps, last, axis=1)[:, 0]
+            found = jnp.where(lengths[:, None] == 0, jnp.zeros((), found.dtype), found)
+            return found * valid(lengths, steps.shape[1])[:, None].astype(found.dtype)
+
+        return by_example(taken, steps, lengths), kept
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        example, lengths = residuals
+        time = example.shape[0]
+        if lengths is None:
+            return jnp.pad(delta[:, None], ((0, 0), (time - 1, 0), (0, 0))), ()
+        delta = delta * valid(lengths, time)[:, None].astype(delta.dtype)
+        is_last = jnp.arange(time, dtype=lengths.dtype) == jnp.clip(lengths, 1, time)[:, None] - 1
+        is_last = is_last & (lengths != 0)[:, None]
+        zero = jnp.zeros((), delta.dtype)
+        return (jnp.where(is_last[:, :, None], delta[:, None], zero), None), ()
+
+    return Layer(init, forward, backward, name)
+
+
+last_step: Layer = _last_step()
+"""The last step of every sequence: (B, T, d), or that with its lengths (B,), to (B, d)."""

@@ -1,0 +1,73 @@
+"""The last step of sequences with lengths."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import funcprop as fp
+from funcprop import LayerError
+from funcprop.checking.cases.case import entries, lengths, normal
+from funcprop.layers import sequence
+
+X = jnp.arange(24.0).reshape(3, 4, 2)
+PADDED = entries(normal(4, 3, 2), lengths(4, longest=3))
+
+
+@jax.jit
+def sweep(x):
+    y, residuals = fp.last_step.forward((), x)
+    return y, fp.last_step.backward((), residuals, jnp.ones_like(y))[0]
+
+
+def test_the_last_step_is_that_of_each_length():
+    y, delta_x = sweep(X)
+    np.testing.assert_array_equal(y, X[:, -1])
+    np.testing.assert_array_equal(delta_x, np.broadcast_to([[0], [0], [0], [1]], X.shape))
+    y, (delta_x, none) = sweep((X, jnp.array([2, 0, 4])))
+    np.testing.assert_array_equal(y, [X[0, 1], [0, 0], X[2, 3]])
+    assert none is None
+    assert delta_x.sum() == 4
+    assert (delta_x[0, 1] == 1).all()
+    assert (delta_x[2, 3] == 1).all()
+
+
+def test_padding_may_hold_anything_and_a_bad_length_gives_nan():
+    spoilt = X.at[0, 2:].set(jnp.nan).at[1].set(jnp.nan)
+    y, (delta_x, _) = sweep((spoilt, jnp.array([2, 0, 4])))
+    assert np.isfinite(y).all()
+    assert np.isfinite(delta_x).all()
+    y, (delta_x, _) = sweep((X, jnp.array([5, 4, -1])))
+    assert np.isnan(y).all(axis=1).tolist() == [True, False, True]
+    assert np.isnan(delta_x).any(axis=(1, 2)).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: fp.last_step.apply((), X[0]), r"last_step: x is \(4, 2\), sequences"),
+        (lambda: fp.last_step.apply((), X[:, :0]), r"sequences \(B, T > 0, d\) are due"),
+        (lambda: fp.last_step.apply((), X.astype(int)), "x is int32, floats are due"),
+        (lambda: fp.last_step.apply((), (X, X)), "lengths is float32.*, integers"),
+        (lambda: fp.last_step.apply((), (X, jnp.array([1, 2]))), r"integers \[3\] are due"),
+        (lambda: fp.last_step.apply((), (X, [1, 2, 3])), r"lengths is \[1, 2, 3\]"),
+        (lambda: fp.last_step.apply((), (X, jnp.array([1, 5, 2]))), "length is 5, .* the 4 steps"),
+        (lambda: fp.last_step.apply((), (X, jnp.array([1, -1, 2]))), "a length is -1"),
+        (lambda: fp.last_step.init(jax.random.key(0), (4,)), r"shape is \(4,\), \(T, d\) is due"),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("1, time)[:, None] - 1", "1, time)[:, None]"),
+        ("delta[:, None], zero)", "-delta[:, None], zero)"),
+        ("is_last = is_last & (lengths != 0)[:, None]", "pass"),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, old, new):
+    fault_is_found(sequence, old, new, lambda m: m.last_step, PADDED)
