@@ -329,8 +329,8 @@ SEQUENCE = normal(4, 3, 4)
         ),
         (
             module,
-            '"bkrs,bkrd->bksd", p, delta',
-            '"bkrs,bkrd->bksd", -p, delta',
+            "_gathered(delta, p)",
+            "_gathered(delta, -p)",
             "m.attention()",
             MASKED,
         ),

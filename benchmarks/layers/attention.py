@@ -38,7 +38,7 @@ def norm(params, x):
 
 
 def feed_forward(params, x):
-    return affine(params[1], jax.nn.gelu(affine(params[0], x), approximate=False))
+    return affine(params[1], jax.nn.gelu(affine(params[0], x)))
 
 
 def block(params, x):
@@ -107,7 +107,7 @@ def rows(scale: float = 1.0) -> list[Row]:
         ),
         layer_row(
             "six transformer blocks",
-            fp.repeat(fp.transformer_block(4, causal=True), 6),
+            fp.repeat(fp.transformer_block(4, causal=True, activation=fp.gelu_tanh), 6),
             {
                 "jax.vjp of the scan": over_layers(block),
                 "jax.checkpoint": over_layers(jax.checkpoint(block)),
@@ -118,7 +118,7 @@ def rows(scale: float = 1.0) -> list[Row]:
         layer_row("multi_head_attention", fp.multi_head_attention(4), heads, tokens, calls=4),
         on_tuple(
             "decoder_block, nothing recomputed",
-            fp.decoder_block(4, recompute=False),
+            fp.decoder_block(4, activation=fp.gelu_tanh, recompute=False),
             decoder,
             [tokens, tokens],
             aim,

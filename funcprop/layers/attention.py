@@ -211,6 +211,12 @@ def _mixed(p: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bkrs,bksd->bkrd", p, v)
 
 
+def _gathered(x: jax.Array, p: jax.Array) -> jax.Array:
+    """Pᵀ x for every head of keys, (B, S, K, d): as xᵀ P, so that x is copied and P is not."""
+    y = jnp.einsum("bkdr,bkrs->bkds", jnp.swapaxes(x, 2, 3), p)
+    return y.transpose(0, 3, 1, 2)
+
+
 def _along(delta: jax.Array, y: jax.Array) -> jax.Array:
     """D, the sum of δ ⊙ y over d: (B, T, H, 1)."""
     return jnp.sum(accumulated(delta) * accumulated(y), axis=-1, keepdims=True)
@@ -221,8 +227,8 @@ def _deltas(q, k, v, p, delta, along, groups):
     delta_s = p * (_products(delta, v) - along) / math.sqrt(q.shape[-1])
     return (
         _heads(_mixed(delta_s, k), groups),
-        _heads(jnp.einsum("bkrs,bkrd->bksd", delta_s, q)),
-        _heads(jnp.einsum("bkrs,bkrd->bksd", p, delta)),
+        _gathered(q, delta_s),
+        _gathered(delta, p),
     )
 
 

@@ -121,9 +121,9 @@ def multi_head_attention(
 
     def split(y, counts, d):
         def run(y):
-            y = y.reshape(*y.shape[:-1], sum(counts), d)
-            ends = [sum(counts[:i]) for i in range(len(counts) + 1)]
-            return [y[..., a:b, :] for a, b in itertools.pairwise(ends)]
+            ends = [sum(counts[:i]) * d for i in range(len(counts) + 1)]
+            parts = [y[..., a:b] for a, b in itertools.pairwise(ends)]
+            return [part.reshape(*y.shape[:-1], -1, d) for part in parts]
 
         return by_example(run, y)
 
@@ -131,8 +131,7 @@ def multi_head_attention(
         """The heads of several arrays side by side, (B, T, all heads · d)."""
 
         def run(*leaves):
-            y = jnp.concatenate(leaves, axis=-2)
-            return y.reshape(*y.shape[:-2], -1)
+            return jnp.concatenate([leaf.reshape(*leaf.shape[:-2], -1) for leaf in leaves], axis=-1)
 
         return by_example(run, *leaves)
 
