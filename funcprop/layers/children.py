@@ -1,4 +1,7 @@
-"""Trees as arrays of children, and the walk over their nodes, up and down."""
+"""Trees as arrays of children, and the walk over their nodes, up and down.
+
+A walk works on trees of buffers (B, N, ...), which hold something for every node.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from jax import lax
 from ..layer import LayerError, check_float, is_concrete, is_shape
 
 Tree = Any
-Buffers = tuple[jax.Array, ...]
 
 
 def shape_of_nodes(name: str, shape: Any) -> tuple[Any, Any]:
@@ -54,9 +56,10 @@ def check_nodes(name: str, x: Any) -> None:
 
 
 def places(children: jax.Array) -> jax.Array:
-    """The children with N where there is none: behind the last node, not counted from the end."""
+    """The children with N, behind the last node, for none and for what is out of range."""
     children = _wide(children)
-    return jnp.where(children < 0, children.shape[1], children)
+    nodes = children.shape[1]
+    return jnp.where((children < 0) | (children >= nodes), nodes, children)
 
 
 def valid(children: jax.Array) -> jax.Array:
@@ -74,16 +77,20 @@ def zeros(x: jax.Array, *sizes: int) -> jax.Array:
 
 
 def below(buffer: jax.Array, children: jax.Array) -> jax.Array:
-    """What the buffer (B, N, H) holds at the children (B, ..., C), 0 for none: (B, ..., C, H)."""
-    examples = jnp.arange(len(buffer), dtype=children.dtype)
-    examples = examples.reshape(-1, *[1] * (children.ndim - 1))
-    return buffer.at[examples, children].get(mode="fill", fill_value=0)
+    """What the buffer (B, N, H) holds at the children (B, C) of a node, 0 for none: (B, C, H)."""
+    return buffer.at[_examples(children), children].get(mode="fill", fill_value=0)
+
+
+def below_all(buffer: jax.Array, children: jax.Array) -> jax.Array:
+    """The same for the children (B, N, C) of all nodes: (B, N, C, H)."""
+    # A row of zeros for none takes less memory than zeros put in the place of what was found.
+    padded = jnp.pad(buffer, ((0, 0), (0, 1), (0, 0)))
+    return padded.at[_examples(children), children].get(mode="promise_in_bounds")
 
 
 def add_below(buffer: jax.Array, children: jax.Array, rows: jax.Array) -> jax.Array:
     """The buffer (B, N, H) with rows (B, C, H) added at the children (B, C)."""
-    examples = jnp.arange(len(buffer), dtype=children.dtype)[:, None]
-    return buffer.at[examples, children].add(rows.astype(buffer.dtype), mode="drop")
+    return buffer.at[_examples(children), children].add(rows.astype(buffer.dtype), mode="drop")
 
 
 def at(buffers: Tree, n: Any) -> Tree:
@@ -91,22 +98,25 @@ def at(buffers: Tree, n: Any) -> Tree:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, n, 1, keepdims=False), buffers)
 
 
-def put(buffer: jax.Array, row: jax.Array, n: Any) -> jax.Array:
-    """The buffer (B, N, ...) with a row (B, ...) in the place of node n."""
-    return lax.dynamic_update_index_in_dim(buffer, row.astype(buffer.dtype), n, 1)
+def put(buffers: Tree, rows: Tree, n: Any) -> Tree:
+    """The buffers with rows (B, ...) in the place of node n."""
+
+    def one(buffer, row):
+        return lax.dynamic_update_index_in_dim(buffer, row.astype(buffer.dtype), n, 1)
+
+    return jax.tree.map(one, buffers, rows)
 
 
-def upwards(step: Callable[..., Buffers], buffers: Buffers) -> Buffers:
+def upwards(step: Callable[..., Tree], buffers: Tree, nodes: int) -> Tree:
     """``step(n, buffers) -> rows`` for every node from the first on, the rows put at n."""
 
     def body(buffers, n):
-        rows = step(n, buffers)
-        return tuple(put(*pair, n) for pair in zip(buffers, rows, strict=True)), None
+        return put(buffers, step(n, buffers), n), None
 
-    return lax.scan(body, buffers, _numbers(buffers))[0]
+    return lax.scan(body, buffers, jnp.arange(nodes, dtype=jnp.int32))[0]
 
 
-def downwards(step: Callable[..., Buffers], buffers: Buffers) -> Buffers:
+def downwards(step: Callable[..., Tree], buffers: Tree, nodes: int) -> Tree:
     """``step(n, buffers, here) -> buffers`` for every node from the last on.
 
     ``here`` is what the buffers hold at n.  It is read behind the step before: were a buffer both
@@ -117,13 +127,13 @@ def downwards(step: Callable[..., Buffers], buffers: Buffers) -> Buffers:
         buffers = step(n, *carry)
         return (buffers, at(buffers, jnp.maximum(n - 1, 0))), None
 
-    numbers = _numbers(buffers)
-    start = buffers, at(buffers, len(numbers) - 1)
-    return lax.scan(body, start, numbers, reverse=True)[0][0]
+    start = buffers, at(buffers, nodes - 1)
+    return lax.scan(body, start, jnp.arange(nodes, dtype=jnp.int32), reverse=True)[0][0]
 
 
-def _numbers(buffers: Buffers) -> jax.Array:
-    return jnp.arange(buffers[0].shape[1], dtype=jnp.int32)
+def _examples(children: jax.Array) -> jax.Array:
+    numbers = jnp.arange(len(children), dtype=children.dtype)
+    return numbers.reshape(-1, *[1] * (children.ndim - 1))
 
 
 def _wide(children: jax.Array) -> jax.Array:

@@ -101,35 +101,33 @@ def tree_rnn(
 
             def step(n, buffers):
                 s = jnp.sum(below(buffers[0], at(under, n)), axis=1)
-                z = joint_map(params, at(x, n), s)
-                return activation.apply((), z), z
+                h, kept = activation.forward((), joint_map(params, at(x, n), s))
+                return h, s, kept
 
-            _, z = upwards(step, (zeros(x, hidden),) * 2)
-            # Once more over all nodes at once: what it keeps is then (B, N, H), and tanh's is h.
-            h, kept = activation.forward((), z)
+            empty = zeros(x, hidden)
+            start = empty, empty, activation.forward((), empty)[1]
+            h, *kept = upwards(step, start, x.shape[1])
             return h * valid(children).astype(h.dtype), kept
 
         h, kept = by_example(run, *x, params)
-        return (h, x[1]), (*x, h, kept)
+        return (h, x[1]), (*x, *kept)
 
     def backward(weights, residuals, delta, statistic=gradient):
-        x, children, h, kept = residuals
+        x, children, s, kept = residuals
 
-        def run(delta, h, children, kept, u):
+        def run(delta, children, kept, u):
             under = places(children)
 
-            def step(n, buffers, here):
+            def step(n, buffer, delta_h):
                 # The buffer holds what the parents sent so far, and behind n the δz.
-                delta_h = here[0].astype(h.dtype)
-                delta_z, _ = activation.backward((), at(kept, n), delta_h)
+                delta_z, _ = activation.backward((), at(kept, n), delta_h.astype(delta.dtype))
                 sent = transport(delta_z, u, like=delta_z)[:, None]
-                return (add_below(put(buffers[0], delta_z, n), at(under, n), sent),)
+                return add_below(put(buffer, delta_z, n), at(under, n), sent)
 
             delta = delta * valid(children).astype(delta.dtype)
-            (delta_z,) = downwards(step, (accumulated(delta),))
-            return delta_z.astype(h.dtype), jnp.sum(below(h, under), axis=2)
+            return downwards(step, accumulated(delta), delta.shape[1]).astype(delta.dtype)
 
-        delta_z, s = by_example(run, delta[0], h, children, kept, weights["u"])
+        delta_z = by_example(run, delta[0], children, kept, weights["u"])
         delta_x = transport(delta_z, weights["w"], like=x)
         return (delta_x, None), statistic(site, (x, s), delta_z)
 

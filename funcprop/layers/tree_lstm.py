@@ -13,6 +13,7 @@ from .children import (
     add_below,
     at,
     below,
+    below_all,
     check_nodes,
     downwards,
     places,
@@ -101,14 +102,9 @@ def tree_lstm(
                 c = i * u + jnp.sum(f * c_k, axis=1)
                 return o * jnp.tanh(c), c, jnp.concatenate([i, o, u], axis=-1), f
 
-            empty = zeros(x, hidden)
-            start = (
-                empty,
-                accumulated(empty),
-                zeros(x, 3 * hidden),
-                zeros(x, under.shape[2], hidden),
-            )
-            h, *kept = upwards(step, start)
+            h, c = zeros(x, hidden), accumulated(zeros(x, hidden))
+            start = h, c, zeros(x, 3 * hidden), zeros(x, under.shape[2], hidden)
+            h, *kept = upwards(step, start, x.shape[1])
             return h * valid(children).astype(h.dtype), kept
 
         h, kept = by_example(run, *x, params)
@@ -127,12 +123,10 @@ def tree_lstm(
                 i, o, u = jnp.split(iou, 3, axis=-1)
                 squashed = jnp.tanh(at(c, n))
                 delta_c = delta_c + delta_h * o * (1 - squashed * squashed)
-                delta_z = [
-                    delta_c * u * i * (1 - i),
-                    delta_h * squashed * o * (1 - o),
-                    delta_c * i * (1 - u * u),
-                ]
-                delta_z = jnp.concatenate(delta_z, axis=-1).astype(h.dtype)
+                delta_i = delta_c * u * i * (1 - i)
+                delta_o = delta_h * squashed * o * (1 - o)
+                delta_u = delta_c * i * (1 - u * u)
+                delta_z = jnp.concatenate([delta_i, delta_o, delta_u], axis=-1).astype(h.dtype)
                 delta_k = delta_c[:, None] * below(c, nodes) * f * (1 - f)
                 delta_k = delta_k.astype(h.dtype)
                 sent = accumulated(transport(delta_z, u_gates, like=delta_z))[:, None]
@@ -144,9 +138,10 @@ def tree_lstm(
                     put(buffers[3], delta_k, n),  # any more
                 )
 
-            delta = accumulated(delta * valid(children).astype(delta.dtype))
-            _, _, delta_z, delta_k = downwards(step, (delta, jnp.zeros_like(delta), iou, f))
-            return delta_z, delta_k, below(h, under)
+            delta_h = accumulated(delta * valid(children).astype(delta.dtype))
+            start = delta_h, jnp.zeros_like(delta_h), iou, f
+            _, _, delta_z, delta_k = downwards(step, start, delta.shape[1])
+            return delta_z, delta_k, below_all(h, under)
 
         delta_z, delta_k, h_k = by_example(
             run, delta[0], h, c, iou, f, children, gates["u"], forget["u"]
