@@ -78,6 +78,8 @@ from .layers.shape import transpose as transpose
 from .layers.transformer import decoder_block as decoder_block
 from .layers.transformer import multi_head_attention as multi_head_attention
 from .layers.transformer import transformer_block as transformer_block
+from .layers.tree import tree_rnn as tree_rnn
+from .layers.tree_lstm import tree_lstm as tree_lstm
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
 from .losses import Loss as Loss

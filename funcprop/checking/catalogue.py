@@ -16,6 +16,7 @@ from .cases import (
     normalization,
     pooling,
     recurrent,
+    tree,
 )
 from .cases.case import Case as Case
 
@@ -29,5 +30,6 @@ LAYERS: tuple[Case, ...] = (
     *embedding.CASES,
     *attention.CASES,
     *recurrent.CASES,
+    *tree.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES
