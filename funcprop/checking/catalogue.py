@@ -12,6 +12,7 @@ from .cases import (
     convolution,
     dense,
     embedding,
+    graph,
     losses,
     normalization,
     pooling,
@@ -29,5 +30,6 @@ LAYERS: tuple[Case, ...] = (
     *embedding.CASES,
     *attention.CASES,
     *recurrent.CASES,
+    *graph.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES
