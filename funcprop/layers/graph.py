@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -41,8 +42,8 @@ def graph_conv(
 
     Raises:
         LayerError: while tracing, when shapes and dtypes do not fit; where edges are concrete also
-            for one that joins no two nodes.  Under a trace such an edge gives NaN in all y and
-            delta of its graph.
+            for one that joins no two nodes.  Under a trace such an edge gives NaN in y and
+            δx of its graph.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import graph_conv
@@ -75,26 +76,37 @@ def graph_conv(
         check_affine("graph_conv", params, x, features, bias)
         x = graphs.real(x)
         h = contraction.affine_map(x, params["w"])
-        root = lax.rsqrt((1 + graphs.counts(x.shape[1])).astype(accumulated(h).dtype))[..., None]
-        y = _propagated(h, root, graphs.source, graphs.target)
-        y = y + params["b"] if bias else y
-        return (graphs.shown(y), *others), (x, root, graphs)
+        degree = (1 + graphs.counts(x.shape[1])).astype(accumulated(h).dtype)
+        root = lax.rsqrt(degree)
+        edge = taken(root, graphs.source) * taken(root, graphs.target)
+        own = graphs.good[:, None].astype(degree.dtype) / degree
+        y = _propagated(h, own, edge, graphs.source, graphs.target, params.get("b"))
+        return (graphs.real(y), *others), (x, own, edge, graphs)
 
     def backward(weights, residuals, delta, statistic=gradient):
-        x, root, graphs = residuals
+        x, own, edge, graphs = residuals
         delta, *others = delta
-        delta = graphs.shown(delta)
-        delta_h = _propagated(delta, root, graphs.target, graphs.source)
+        delta = graphs.real(delta)
+        delta_h = _propagated(delta, own, edge, graphs.target, graphs.source)
         tree = statistic(site, x, (delta_h, delta))
         return (contraction.transport(delta_h, weights["w"], like=x), *others), tree
 
     return Layer(init, forward, backward, "graph_conv")
 
 
-def _propagated(h: jax.Array, root: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Â h; with source and target exchanged Âᵀ h."""
-    scaled = accumulated(h) * root
-    return (added(scaled, target, taken(scaled, source)) * root).astype(h.dtype)
+def _propagated(
+    h: jax.Array,
+    own: jax.Array,
+    edge: jax.Array,
+    source: jax.Array,
+    target: jax.Array,
+    b: jax.Array | None = None,
+) -> jax.Array:
+    """Â h + b; with source and target exchanged Âᵀ h + b."""
+    wide = accumulated(h)
+    start = wide * own[..., None]
+    start = start if b is None else start + accumulated(b)
+    return added(start, target, taken(wide, source) * edge[..., None]).astype(h.dtype)
 
 
 # ------------------------------------------------------------------------ the disjoint union
@@ -124,31 +136,30 @@ class Graphs(NamedTuple):
         nodes, edges, mask = x[0].shape[1], x[1], x[2 + features] if x[2 + features :] else None
         _check_ends(name, nodes, edges)
         edges = edges.astype(jnp.int32) if edges.dtype.itemsize < 4 else edges
-        none = jnp.all(edges == -1, axis=-1)
-        inside = jnp.all((edges >= 0) & (edges < nodes), axis=-1)
+        ends = edges[..., 0], edges[..., 1]
+        padding, real = (e == -1 for e in ends), ((e >= 0) & (e < nodes) for e in ends)
+        padding, real = (functools.reduce(jnp.logical_and, both) for both in (padding, real))
         one = jnp.ones((), jnp.float32)
-        good = jnp.where(jnp.all(none | inside, axis=1), one, jnp.nan * one)
-        source, target = (jnp.where(inside, edges[..., i], NONE) for i in (0, 1))
+        good = jnp.where(jnp.all(padding | real, axis=1), one, jnp.nan * one)
+        source, target = (jnp.where(real, e, NONE).astype(jnp.int32) for e in ends)
         if mask is not None:
             mask = jnp.asarray(mask)
-            both = taken(mask, source) & taken(mask, target)
-            source, target = (jnp.where(both, ends, NONE) for ends in (source, target))
-        return cls(source.astype(jnp.int32), target.astype(jnp.int32), mask, good)
+            real = taken(mask, source) & taken(mask, target)
+            source, target = (jnp.where(real, e, NONE) for e in (source, target))
+        return cls(source, target, mask, good)
 
-    def real(self, x: jax.Array, other: float = 0.0) -> jax.Array:
-        """x (B, N, ...) at real nodes, ``other`` elsewhere."""
-        if self.mask is None:
-            return x
-        mask = self.mask.reshape(*self.mask.shape, *[1] * (x.ndim - 2))
-        return jnp.where(mask, x, jnp.asarray(other, x.dtype))
+    def real(self, x: jax.Array) -> jax.Array:
+        """x (B, N, d), 0 at nodes that are none."""
+        return real(x, self.mask)
 
     def sound(self, x: jax.Array) -> jax.Array:
-        """x (B, ...), NaN for a graph with an edge to where no node is."""
-        return x * self.good.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
+        """x (B, N, d) or (B, E, d), NaN for a graph with an edge to where no node is."""
+        return x * self.good[:, None, None].astype(x.dtype)
 
-    def shown(self, x: jax.Array) -> jax.Array:
-        """y or δ (B, N, ...): 0 at nodes that are none, NaN for a graph that is none."""
-        return self.sound(self.real(x))
+    def start(self, values: jax.Array, nodes: int, fill: float = 0.0) -> jax.Array:
+        """Where to add values (B, E, d): (B, N, d) of one number, or of NaN as in ``sound``."""
+        good = self.good[:, None, None].astype(values.dtype)
+        return jnp.broadcast_to(fill * good, (len(values), nodes, values.shape[-1]))
 
     def joining(self, features: jax.Array) -> jax.Array:
         """features (B, E, f) of real edges, 0 elsewhere."""
@@ -157,14 +168,13 @@ class Graphs(NamedTuple):
 
     def counts(self, nodes: int) -> jax.Array:
         """How many edges come into each of the N nodes, (B, N) int32."""
-        ones = jnp.ones_like(self.target)
-        return added(nothing(ones, nodes), self.target, ones)
+        start = jnp.zeros((len(self.target), nodes), jnp.int32)
+        return added(start, self.target, jnp.ones_like(self.target))
 
 
-def nothing(values: jax.Array, nodes: int, fill: float = 0.0) -> jax.Array:
-    """Where to start with values (B, E, ...): (B, N, ...) of one number."""
-    shape = (len(values), nodes, *values.shape[2:])
-    return jnp.full(shape, fill, values.dtype)
+def real(x: jax.Array, mask: jax.Array | None, other: float = 0.0) -> jax.Array:
+    """x (B, N, d) where mask (B, N) is True, ``other`` elsewhere."""
+    return x if mask is None else jnp.where(mask[..., None], x, jnp.asarray(other, x.dtype))
 
 
 def taken(x: jax.Array, ids: jax.Array) -> jax.Array:

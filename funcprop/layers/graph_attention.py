@@ -113,19 +113,19 @@ def graph_attention(
         edge, own = (jnp.where(r, z, slope * z) for r, z in zip(rises, (edge, own), strict=True))
         largest = added(own, target, edge, most=True)
         edge, own = jnp.exp(edge - taken(largest, target)), jnp.exp(own - largest)
-        share = 1 / added(own, target, edge)
+        share = graphs.good[:, None, None].astype(wide.dtype) / added(own, target, edge)
         edge, own = edge * taken(share, target), own * share
         o = added(own[..., None] * wide, target, edge[..., None] * taken(wide, source))
         y = o.reshape(*o.shape[:2], -1) if concat else jnp.mean(o, axis=2)
         y = y.astype(x.dtype)
         y = y + params["out"]["b"] if bias else y
-        return (graphs.shown(y), *others), (x, h, (edge, own), rises, graphs)
+        return (graphs.real(y), *others), (x, h, (edge, own), rises, graphs)
 
     def backward(weights, residuals, delta, statistic=gradient):
         x, h, (edge, own), (rises, own_rises), graphs = residuals
         source, target = graphs.source, graphs.target
         delta, *others = delta
-        delta = graphs.shown(delta)
+        delta = graphs.real(delta)
         delta_o, wide = accumulated((delta, h))
         delta_o = delta_o.reshape(h.shape) if concat else delta_o[:, :, None] / heads
         delta_o = jnp.broadcast_to(delta_o, h.shape)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from ..contraction import accumulated
 from ..layer import Layer, gradient
-from .graph import Graphs, check_reduce, shape_of_graph
+from .graph import check_graphs, check_reduce, real, shape_of_graph
+from .shape import Example
 
 
 def graph_pool(reduce: str = "mean") -> Layer:
@@ -15,15 +16,16 @@ def graph_pool(reduce: str = "mean") -> Layer:
         forward     y  = Σᵢ xᵢ          Σᵢ xᵢ / N          maxᵢ xᵢ
         transport   δxᵢ = δ             δ/N                δ/n at the n nodes with xᵢ = y, else 0
 
-    The input is (x, edges) or (x, edges, mask) as of :func:`graph_conv`, the output an array.
-    x (B, N, d), y and δ (B, d).  i runs over the real nodes and N is their number; of no node at
-    all y is 0.  Nodes that tie for the maximum share δ, as with ``jax.grad``.
+    The input is (x, edges) or (x, edges, mask) as of :func:`graph_conv`, the output an array; the
+    edges are not looked at.  x (B, N, d), y and δ (B, d).  i runs over the real nodes and N is
+    their number; of no node at all y is 0.  Nodes that tie for the maximum share δ, as with
+    ``jax.grad``.
 
     Args:
         reduce: ``"sum"``, ``"mean"`` or ``"max"``.
 
     Raises:
-        LayerError: for another ``reduce``, and as :func:`graph_conv` for the input.
+        LayerError: for another ``reduce``, and while tracing when shapes and dtypes do not fit.
 
     >>> import jax.numpy as jnp
     >>> from funcprop import graph_pool
@@ -34,34 +36,38 @@ def graph_pool(reduce: str = "mean") -> Layer:
     """
     check_reduce("graph_pool", reduce)
 
-    def count(graphs, x):
-        if graphs.mask is None:
-            return x.shape[1]
-        return jnp.maximum(jnp.sum(graphs.mask, axis=1), 1)[:, None].astype(x.dtype)
+    def count(nodes, mask, like):
+        dtype = accumulated(like).dtype
+        if mask is None:
+            return jnp.full((1, 1), nodes, dtype)
+        return jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None].astype(dtype)
 
     def init(key, shape):
         return (), shape_of_graph("graph_pool", shape)[1:]
 
     def forward(params, x, key=None):
-        graphs, x = Graphs.of("graph_pool", x), x[0]
+        check_graphs("graph_pool", x)
+        x, _, mask = (*x, None) if len(x) == 2 else x
         if reduce == "max":
-            y = jnp.max(graphs.real(x, -jnp.inf), axis=1)
-            if graphs.mask is not None:
-                y = jnp.where(jnp.any(graphs.mask, axis=1)[:, None], y, jnp.zeros((), y.dtype))
+            y = jnp.max(real(x, mask, -jnp.inf), axis=1)
+            if mask is not None:
+                y = jnp.where(jnp.any(mask, axis=1)[:, None], y, jnp.zeros((), y.dtype))
         else:
-            y = jnp.sum(accumulated(graphs.real(x)), axis=1)
-            y = (y / count(graphs, y) if reduce == "mean" else y).astype(x.dtype)
-        return graphs.sound(y), (x, y, graphs)
+            y = jnp.sum(accumulated(real(x, mask)), axis=1)
+            y = (y / count(x.shape[1], mask, x) if reduce == "mean" else y).astype(x.dtype)
+        return y, ((x, y) if reduce == "max" else Example(x.shape[1:]), mask)
 
     def backward(weights, residuals, delta, statistic=gradient):
-        x, y, graphs = residuals
-        others = (None,) if graphs.mask is None else (None, None)
+        kept, mask = residuals
+        each = accumulated(delta)[:, None]
         if reduce == "max":
-            largest = graphs.real((x == y[:, None]).astype(delta.dtype))
-            delta_x = largest * (delta / jnp.maximum(jnp.sum(largest, axis=1), 1))[:, None]
+            x, y = kept
+            largest = real(accumulated((x == y[:, None]).astype(x.dtype)), mask)
+            each = each / jnp.maximum(jnp.sum(largest, axis=1, keepdims=True), 1) * largest
         else:
-            delta = (delta / count(graphs, delta) if reduce == "mean" else delta)[:, None]
-            delta_x = graphs.real(jnp.broadcast_to(delta, x.shape))
-        return (graphs.sound(delta_x), *others), ()
+            each = each / count(kept.shape[0], mask, delta)[:, None] if reduce == "mean" else each
+            each = real(jnp.broadcast_to(each, (len(delta), *kept.shape)), mask)
+        delta_x = each.astype(delta.dtype)
+        return (delta_x, None) if mask is None else (delta_x, None, None), ()
 
     return Layer(init, forward, backward, "graph_pool")

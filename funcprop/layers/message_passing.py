@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..contraction import accumulated
 from ..layer import Layer, LayerError, as_layer, check_float, gradient, is_shape, position
-from .graph import Graphs, added, check_reduce, nothing, shape_of_graph, taken
+from .graph import Graphs, added, check_reduce, shape_of_graph, taken
 
 NAME = "message_passing"
 
@@ -93,24 +93,26 @@ def message_passing(
             with position("update"):
                 y, kept_update = update.forward(params[1], (x, r), keys[1])
             _check_vectors("update", y, x[..., 0])
-        return (graphs.shown(y), *others), (kept, kept_update, most, graphs)
+            y = graphs.sound(y)
+        return (graphs.real(y), *others), (kept, kept_update, most, graphs)
 
     def backward(weights, residuals, delta, statistic=gradient):
         kept, kept_update, most, graphs = residuals
         delta, *others = delta
-        delta_x, delta_r, tree = None, graphs.shown(delta), ()
+        start, delta_r, tree = None, graphs.real(delta), ()
         if update is not None:
-            (delta_x, delta_r), tree = update.backward(weights[1], kept_update, delta_r, statistic)
+            (start, delta_r), tree = update.backward(weights[1], kept_update, delta_r, statistic)
+            start = accumulated(graphs.sound(start))
         delta_m = _delta_of_messages(reduce, delta_r, most, graphs)
         deltas, own = message.backward(weights[0], kept, delta_m, statistic)
         source, target, *features = accumulated(deltas)
-        start = nothing(source, delta.shape[1]) if delta_x is None else accumulated(delta_x)
+        start = graphs.start(source, delta.shape[1]) if start is None else start
         delta_x = added(added(start, graphs.source, source), graphs.target, target)
         others[1 : 1 + edge_features] = [
-            d + graphs.joining(f).astype(d.dtype)
+            d + graphs.sound(graphs.joining(f)).astype(d.dtype)
             for d, f in zip(others[1 : 1 + edge_features], features, strict=True)
         ]
-        return (graphs.sound(delta_x).astype(delta.dtype), *others), (own, tree)
+        return (delta_x.astype(delta.dtype), *others), (own, tree)
 
     def rebuild(parts):
         return message_passing(*parts, reduce=reduce, edge_features=edge_features)
@@ -123,10 +125,10 @@ def _reduced(reduce: str, m: jax.Array, graphs: Graphs, nodes: int) -> tuple[jax
     """r, and what is kept of it."""
     if reduce == "max":
         none = (graphs.counts(nodes) == 0)[..., None]
-        largest = added(nothing(m, nodes, -jnp.inf), graphs.target, m, most=True)
+        largest = added(graphs.start(m, nodes, -jnp.inf), graphs.target, m, most=True)
         return jnp.where(none, jnp.zeros((), m.dtype), largest), (m, largest)
     wide = accumulated(m)
-    r = added(nothing(wide, nodes), graphs.target, wide)
+    r = added(graphs.start(wide, nodes), graphs.target, wide)
     count = None
     if reduce == "mean":
         count = jnp.maximum(graphs.counts(nodes), 1)[..., None].astype(wide.dtype)
@@ -140,7 +142,7 @@ def _delta_of_messages(reduce: str, delta_r: jax.Array, kept: Any, graphs: Graph
         m, largest = kept
         ties = m == taken(largest, graphs.target)
         one = accumulated(ties.astype(m.dtype))
-        n = jnp.maximum(added(nothing(one, delta_r.shape[1]), graphs.target, one), 1)
+        n = jnp.maximum(added(graphs.start(one, delta_r.shape[1]), graphs.target, one), 1)
         share = (accumulated(delta_r) / n).astype(m.dtype)
         return jnp.where(ties, taken(share, graphs.target), jnp.zeros((), m.dtype))
     if reduce == "mean":
