@@ -126,7 +126,7 @@ def _reduced(reduce: str, m: jax.Array, graphs: Graphs, nodes: int) -> tuple[jax
     if reduce == "max":
         none = (graphs.counts(nodes) == 0)[..., None]
         largest = added(graphs.start(m, nodes, -jnp.inf), graphs.target, m, most=True)
-        return jnp.where(none, jnp.zeros((), m.dtype), largest), (m, largest)
+        return jnp.where(none, graphs.start(m, nodes), largest), (m, largest)
     wide = accumulated(m)
     r = added(graphs.start(wide, nodes), graphs.target, wide)
     count = None
