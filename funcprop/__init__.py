@@ -63,6 +63,10 @@ from .layers.function import function as function
 from .layers.gated import geglu as geglu
 from .layers.gated import glu as glu
 from .layers.gated import swiglu as swiglu
+from .layers.graph import graph_conv as graph_conv
+from .layers.graph_attention import graph_attention as graph_attention
+from .layers.graph_pool import graph_pool as graph_pool
+from .layers.message_passing import message_passing as message_passing
 from .layers.normalization import group_norm as group_norm
 from .layers.normalization import layer_norm as layer_norm
 from .layers.normalization import rms_norm as rms_norm

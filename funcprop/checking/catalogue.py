@@ -12,6 +12,7 @@ from .cases import (
     convolution,
     dense,
     embedding,
+    graph,
     losses,
     normalization,
     pooling,
@@ -31,5 +32,6 @@ LAYERS: tuple[Case, ...] = (
     *attention.CASES,
     *recurrent.CASES,
     *tree.CASES,
+    *graph.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES
