@@ -75,6 +75,8 @@ from .layers.shape import concatenate as concatenate
 from .layers.shape import flatten as flatten
 from .layers.shape import reshape as reshape
 from .layers.shape import transpose as transpose
+from .layers.ssm import diagonal_recurrence as diagonal_recurrence
+from .layers.ssm import ssm as ssm
 from .layers.transformer import decoder_block as decoder_block
 from .layers.transformer import multi_head_attention as multi_head_attention
 from .layers.transformer import transformer_block as transformer_block

@@ -16,6 +16,7 @@ from .cases import (
     normalization,
     pooling,
     recurrent,
+    ssm,
 )
 from .cases.case import Case as Case
 
@@ -29,5 +30,6 @@ LAYERS: tuple[Case, ...] = (
     *embedding.CASES,
     *attention.CASES,
     *recurrent.CASES,
+    *ssm.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES
