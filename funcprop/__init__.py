@@ -55,6 +55,7 @@ from .layers.convolution import conv as conv
 from .layers.convolution import conv_transpose as conv_transpose
 from .layers.dense import affine as affine
 from .layers.dense import dense as dense
+from .layers.diagonal import diagonal_recurrence as diagonal_recurrence
 from .layers.dropout import dropout as dropout
 from .layers.embedding import embedding as embedding
 from .layers.embedding import positional as positional
@@ -75,7 +76,6 @@ from .layers.shape import concatenate as concatenate
 from .layers.shape import flatten as flatten
 from .layers.shape import reshape as reshape
 from .layers.shape import transpose as transpose
-from .layers.ssm import diagonal_recurrence as diagonal_recurrence
 from .layers.ssm import ssm as ssm
 from .layers.transformer import decoder_block as decoder_block
 from .layers.transformer import multi_head_attention as multi_head_attention

@@ -1,4 +1,4 @@
-"""State spaces: a recurrence in NumPy, long sequences in parts, what autodiff says, faults, errors."""
+"""State spaces: a recurrence in NumPy, sequences in parts, what autodiff says, faults, errors."""
 
 import functools
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import funcprop as fp
 from funcprop import LayerError
 from funcprop.checking.cases.case import entries, normal
-from funcprop.layers import ssm as module
+from funcprop.layers import diagonal, ssm
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -218,46 +218,37 @@ SEQUENCE, WIDE = normal(4, 3, 2), normal(4, 5, 4)
 WITH_STATE = entries(WIDE, normal(4, 4))
 
 
+PLAIN, STATEFUL = "m.diagonal_recurrence()", "m.diagonal_recurrence(state=True)"
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "make", "draw"),
+    ("broken", "old", "new", "make", "draw"),
     [
-        ("scanned(jnp.conj(lam), delta", "scanned(lam, delta", "m.diagonal_recurrence()", WIDE),
-        ("h[:, :-1]) * g[:, 1:]", "h[:, 1:]) * g[:, 1:]", "m.diagonal_recurrence()", WIDE),
-        ("delta_gamma * shrink -", "-", "m.diagonal_recurrence()", WIDE),
+        (diagonal, "scanned(jnp.conj(lam), delta", "scanned(lam, delta", PLAIN, WIDE),
+        (diagonal, "h[:, :-1]) * g[:, 1:]", "h[:, 1:]) * g[:, 1:]", PLAIN, WIDE),
+        (diagonal, "delta_gamma * shrink -", "-", PLAIN, WIDE),
+        (diagonal, "exp(-2 * jnp.exp(nu)) / gamma", "exp(-jnp.exp(nu)) / gamma", PLAIN, WIDE),
+        (diagonal, "* jnp.imag(by_exp", "* -jnp.imag(by_exp", PLAIN, WIDE),
+        (diagonal, "jnp.tile(gamma, 2) * g, start", "g, start", PLAIN, WIDE),
+        (diagonal, "_pairs(jnp.conj(lam) * g[:, 0])", "_pairs(g[:, 0])", STATEFUL, WITH_STATE),
         (
-            "jnp.exp(-2 * jnp.exp(nu)) / gamma",
-            "jnp.exp(-jnp.exp(nu)) / gamma",
-            "m.diagonal_recurrence()",
-            WIDE,
-        ),
-        (
-            "jnp.exp(theta) * jnp.imag(by_exponent)",
-            "-jnp.exp(theta) * jnp.imag(by_exponent)",
-            "m.diagonal_recurrence()",
-            WIDE,
-        ),
-        ("return g, jnp.tile(gamma, 2) * g, start", "return g, g, start", "m.ssm(3)", SEQUENCE),
-        (
-            "_pairs(jnp.conj(lam) * g[:, 0])",
-            "_pairs(g[:, 0])",
-            "m.diagonal_recurrence(state=True)",
-            WITH_STATE,
-        ),
-        (
+            diagonal,
             "delta_lam += jnp.conj(_complex(start)) * g[:, 0]",
             "pass",
-            "m.diagonal_recurrence(state=True)",
+            STATEFUL,
             WITH_STATE,
         ),
+        (diagonal, "delta = delta.at[:, -1].add(_complex(h))", "pass", STATEFUL, WITH_STATE),
+        (ssm, 'matched(weights["skip"]["d"] * delta', "matched(0 * delta", "m.ssm(3)", SEQUENCE),
+        (ssm, "_product(x, delta)}", "_product(x, x * delta)}", "m.ssm(3)", SEQUENCE),
         (
-            "delta = delta.at[:, -1].add(_complex(h))",
-            "pass",
-            "m.diagonal_recurrence(state=True)",
-            WITH_STATE,
+            ssm,
+            "*last) if state else delta_h",
+            "*last) if state else -delta_h",
+            "m.ssm(3)",
+            SEQUENCE,
         ),
-        ('matched(weights["skip"]["d"] * delta', "matched(0 * delta", "m.ssm(3)", SEQUENCE),
-        ('{"d": _product(x, delta)}', '{"d": _product(x, x * delta)}', "m.ssm(3)", SEQUENCE),
     ],
 )
-def test_planted_faults_are_found(fault_is_found, old, new, make, draw):
-    fault_is_found(module, old, new, lambda m: eval(make), draw)
+def test_planted_faults_are_found(fault_is_found, broken, old, new, make, draw):
+    fault_is_found(broken, old, new, lambda m: eval(make), draw)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...layers.ssm import diagonal_recurrence, ssm
+from ...layers.diagonal import diagonal_recurrence
+from ...layers.ssm import ssm
 from .case import Case, entries, normal
 
 # What takes the parts of a complex number apart has no complex step itself.
