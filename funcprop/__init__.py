@@ -64,6 +64,7 @@ from .layers.function import function as function
 from .layers.gated import geglu as geglu
 from .layers.gated import glu as glu
 from .layers.gated import swiglu as swiglu
+from .layers.mixture_of_experts import mixture_of_experts as mixture_of_experts
 from .layers.normalization import group_norm as group_norm
 from .layers.normalization import layer_norm as layer_norm
 from .layers.normalization import rms_norm as rms_norm

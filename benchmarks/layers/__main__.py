@@ -11,7 +11,16 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.layers import attention, convolution, dense, embedding, normalization, pooling, ssm
+from benchmarks.layers import (
+    attention,
+    convolution,
+    dense,
+    embedding,
+    mixture_of_experts,
+    normalization,
+    pooling,
+    ssm,
+)
 from benchmarks.layers.row import HEADER, Row, lines
 from benchmarks.timing import heading, table
 
@@ -23,6 +32,7 @@ FAMILIES = {
     "embedding": embedding.rows,
     "attention": attention.rows,
     "ssm": ssm.rows,
+    "mixture_of_experts": mixture_of_experts.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""
 

@@ -13,6 +13,7 @@ from .cases import (
     dense,
     embedding,
     losses,
+    mixture_of_experts,
     normalization,
     pooling,
     recurrent,
@@ -31,5 +32,6 @@ LAYERS: tuple[Case, ...] = (
     *attention.CASES,
     *recurrent.CASES,
     *ssm.CASES,
+    *mixture_of_experts.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES
