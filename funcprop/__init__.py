@@ -55,6 +55,7 @@ from .layers.convolution import conv as conv
 from .layers.convolution import conv_transpose as conv_transpose
 from .layers.dense import affine as affine
 from .layers.dense import dense as dense
+from .layers.diagonal import diagonal_recurrence as diagonal_recurrence
 from .layers.dropout import dropout as dropout
 from .layers.embedding import embedding as embedding
 from .layers.embedding import positional as positional
@@ -67,6 +68,7 @@ from .layers.graph import graph_conv as graph_conv
 from .layers.graph_attention import graph_attention as graph_attention
 from .layers.graph_pool import graph_pool as graph_pool
 from .layers.message_passing import message_passing as message_passing
+from .layers.mixture_of_experts import mixture_of_experts as mixture_of_experts
 from .layers.normalization import group_norm as group_norm
 from .layers.normalization import layer_norm as layer_norm
 from .layers.normalization import rms_norm as rms_norm
@@ -79,6 +81,7 @@ from .layers.shape import concatenate as concatenate
 from .layers.shape import flatten as flatten
 from .layers.shape import reshape as reshape
 from .layers.shape import transpose as transpose
+from .layers.ssm import ssm as ssm
 from .layers.transformer import decoder_block as decoder_block
 from .layers.transformer import multi_head_attention as multi_head_attention
 from .layers.transformer import transformer_block as transformer_block

@@ -17,8 +17,10 @@ from benchmarks.layers import (
     dense,
     embedding,
     graph,
+    mixture_of_experts,
     normalization,
     pooling,
+    ssm,
     tree,
 )
 from benchmarks.layers.row import HEADER, Row, lines
@@ -33,6 +35,8 @@ FAMILIES = {
     "attention": attention.rows,
     "tree": tree.rows,
     "graph": graph.rows,
+    "ssm": ssm.rows,
+    "mixture_of_experts": mixture_of_experts.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""
 

@@ -14,9 +14,11 @@ from .cases import (
     embedding,
     graph,
     losses,
+    mixture_of_experts,
     normalization,
     pooling,
     recurrent,
+    ssm,
     tree,
 )
 from .cases.case import Case as Case
@@ -33,5 +35,7 @@ LAYERS: tuple[Case, ...] = (
     *recurrent.CASES,
     *tree.CASES,
     *graph.CASES,
+    *ssm.CASES,
+    *mixture_of_experts.CASES,
 )
 CASES: tuple[Case, ...] = LAYERS + ACTIVATIONS + LOSSES

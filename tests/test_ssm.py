@@ -1,0 +1,254 @@
+"""State spaces: a recurrence in NumPy, sequences in parts, what autodiff says, faults, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import funcprop as fp
+from funcprop import LayerError
+from funcprop.checking.cases.case import entries, normal
+from funcprop.layers import diagonal, ssm
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+PARALLEL = pytest.mark.parametrize("parallel", [True, False])
+
+
+def swept(layer, params, x, delta):
+    y, residuals = layer.forward(params, x)
+    return y, *layer.backward(params, residuals, delta)
+
+
+def in_numpy(params, u, start=None):
+    """Step by step in complex128."""
+    nu, theta = (np.asarray(params[name], np.float64) for name in ("nu", "theta"))
+    lam = np.exp(-np.exp(nu) + 1j * np.exp(theta))
+    gamma = np.sqrt(1 - np.abs(lam) ** 2)
+    u = np.asarray(u, np.float64)
+    n = u.shape[-1] // 2
+    u = u[..., :n] + 1j * u[..., n:]
+    h = 0 * u[:, 0] if start is None else start[:, :n] + 1j * start[:, n:]
+    steps = []
+    for t in range(u.shape[1]):
+        h = lam * h + gamma * u[:, t]
+        steps.append(np.concatenate([h.real, h.imag], -1))
+    return np.stack(steps, 1)
+
+
+def plain(params, u, start):
+    """Step by step in real arithmetic, for autodiff."""
+    decay, angle = jnp.exp(-jnp.exp(params["nu"])), jnp.exp(params["theta"])
+    a, b = decay * jnp.cos(angle), decay * jnp.sin(angle)
+    gamma, n = jnp.sqrt(1 - decay**2), len(a)
+
+    def step(h, u):
+        real, imag = h[:, :n], h[:, n:]
+        h = jnp.concatenate([a * real - b * imag, a * imag + b * real], -1)
+        h = h + jnp.concatenate([gamma, gamma]) * u
+        return h, h
+
+    return jnp.moveaxis(jax.lax.scan(step, start, jnp.moveaxis(u, 1, 0))[1], 0, 1)
+
+
+@PARALLEL
+@settings(deadline=None, derandomize=True, max_examples=4)
+@given(
+    batch=st.integers(1, 3),
+    time=st.integers(1, 20),
+    n=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_it_is_the_recurrence_whatever_the_shape(parallel, batch, time, n, seed):
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(seed)
+        layer = fp.diagonal_recurrence(state=True, parallel=parallel)
+        params = {name: draw.normal(size=n) - 1 for name in ("nu", "theta")}
+        shapes = ((batch, time, 2 * n), (batch, 2 * n))
+        x, delta = (tuple(draw.normal(size=s) for s in shapes) for _ in range(2))
+
+        def reference(params, x):
+            h = plain(params, *x)
+            return h, h[:, -1]
+
+        @jax.jit
+        def both(params, x, delta):
+            y, pullback = jax.vjp(reference, params, x)
+            found, delta_x, grads = swept(layer, params, x, delta)
+            return (found, grads, delta_x), (y, *pullback(delta))
+
+        fp.compare(*both(params, x, delta)).assert_ok()
+
+
+@PARALLEL
+def test_long_memories_of_long_sequences_in_float32(parallel):
+    """T 3000, |λ| to 0.9999: as near to a recurrence in complex128 as λ's own rounding lets it."""
+    layer = fp.diagonal_recurrence(radius=(0.99, 0.9999), parallel=parallel)
+    params, _ = layer.init(KEY, (3000, 16))
+    u = jax.random.normal(KEY, (2, 3000, 16))
+    due = in_numpy(params, u)
+    found = jax.jit(layer.apply)(params, u)
+    assert np.abs(found - due).max() < 3e-4 * np.abs(due).max()
+    assert 0.3 < due[:, 1000:].std() < 1  # γ keeps the size: a part's variance is 1 at most
+
+
+def test_gradients_of_a_long_sequence_in_float32_are_those_of_float64():
+    layer = fp.diagonal_recurrence(radius=(0.99, 0.9999))
+    params, _ = layer.init(KEY, (2000, 8))
+    u, delta = jax.random.normal(KEY, (2, 2, 2000, 8))
+    sweep = jax.jit(functools.partial(swept, layer))
+    narrow = sweep(params, u, delta)
+    with jax.enable_x64(True):
+        wide = sweep(*jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, u, delta)))
+    narrow, wide = jax.device_get((narrow, wide))
+    for ours, due in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        assert np.abs(ours - due).max() < 3e-4 * np.abs(due).max()
+
+
+def test_a_long_sequence_in_parts_is_the_whole():
+    layer = fp.ssm(3, state=True)
+    x, start = jax.random.normal(KEY, (2, 12, 4)), jax.random.normal(KEY, (2, 6))
+    structs = (jax.ShapeDtypeStruct((12, 4), "float32"), jax.ShapeDtypeStruct((6,), "float32"))
+    params, out_shape = layer.init(KEY, structs)
+    assert out_shape == structs
+    delta, delta_end = jax.random.normal(KEY, x.shape), jnp.ones((2, 6))
+
+    @jax.jit
+    def whole(params):
+        return swept(layer, params, (x, start), (delta, delta_end))
+
+    @jax.jit
+    def parts(params):
+        (first, between), kept = layer.forward(params, (x[:, :5], start))
+        (second, end), rest = layer.forward(params, (x[:, 5:], between))
+        later, grads = layer.backward(params, rest, (delta[:, 5:], delta_end))
+        sooner, more = layer.backward(params, kept, (delta[:, :5], later[1]))
+        delta_x = (jnp.concatenate([sooner[0], later[0]], 1), sooner[1])
+        y = (jnp.concatenate([first, second], 1), end)
+        return y, delta_x, jax.tree.map(jnp.add, grads, more)
+
+    fp.compare(parts(params), whole(params)).assert_ok()
+
+
+def test_the_unit_is_its_equation():
+    """y = Re(C h) + D x with complex B and C read off the real matrices."""
+    layer = fp.ssm(3)
+    params, _ = layer.init(KEY, (9, 4))
+    x = jax.random.normal(KEY, (2, 9, 4))
+    into, out = (np.asarray(params[name]["w"]) for name in ("in", "out"))
+    b, c = into[:3] + 1j * into[3:], out[:, :3] - 1j * out[:, 3:]
+    u = np.asarray(x) @ b.T
+    h = in_numpy(params["recurrence"], np.concatenate([u.real, u.imag], -1))
+    due = ((h[..., :3] + 1j * h[..., 3:]) @ c.T).real + params["skip"]["d"] * x
+    np.testing.assert_allclose(layer.apply(params, x), due, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ring_is_where_it_was_asked_to_be():
+    layer = fp.diagonal_recurrence(radius=(0.5, 0.8), phase=1.0)
+    params, _ = layer.init(KEY, (1, 2000))
+    radius, angle = np.exp(-np.exp(params["nu"])), np.exp(params["theta"])
+    assert 0.5 <= radius.min() < 0.51
+    assert 0.79 < radius.max() <= 0.8
+    assert 0 < angle.min() < 0.01
+    assert 0.99 < angle.max() <= 1
+    assert np.mean(radius**2) == pytest.approx((0.25 + 0.64) / 2, abs=0.01)  # even on the ring
+
+
+def test_memory_of_one_step_lasts():
+    """A model of two blocks learns to give back the first input at the end."""
+    block = fp.residual(fp.serial(fp.ssm(4), fp.gelu, fp.dense(4)))
+    model = fp.serial(fp.dense(4), fp.repeat(fp.remat(block), 2), fp.last_step, fp.dense(1))
+    x = jax.random.normal(KEY, (64, 12, 1))
+    params, _ = model.init(KEY, x.shape[1:])
+    fp.check_model(model, params, x, x[:, 0], fp.mean_squared_error).assert_ok()
+    rule = fp.backpropagation(model, fp.mean_squared_error)
+    with jax.numpy_dtype_promotion("standard"):
+        _, history = fp.fit(
+            rule, optax.adam(1e-2), params, (x, x[:, 0]), key=KEY, steps=60, every=60
+        )
+    assert history["loss"][-1] < 0.3 * history["loss"][0]
+
+
+U, X = jnp.ones((2, 3, 4)), jnp.ones((2, 3, 2))
+R, UNIT = fp.diagonal_recurrence(), fp.ssm(2)
+P, Q = R.init(KEY, (3, 4))[0], UNIT.init(KEY, (3, 2))[0]
+S = fp.diagonal_recurrence(state=True)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: fp.diagonal_recurrence(radius=(0.5, 0.5)), r"radius is \(0.5, 0.5\), two numbers"),
+        (lambda: fp.diagonal_recurrence(radius=0.5), "radius is 0.5, two numbers 0 ≤ inner"),
+        (lambda: fp.diagonal_recurrence(phase=7), r"phase is 7, a number in \(0, 2π\]"),
+        (lambda: fp.ssm(0), "ssm: features is 0"),
+        (lambda: R.init(KEY, (3, 5)), "u has 5 features, 2 N are due"),
+        (lambda: R.init(KEY, (3,)), r"shape is \(3,\), \(T, n\) is due"),
+        (lambda: S.init(KEY, (3, 4)), r"that of \(T, n\) and of a state \(2 N,\) is due"),
+        (lambda: R.apply(P, U.astype(int)), "diagonal_recurrence: u is int32, floats are due"),
+        (lambda: R.apply(P, U[..., :3]), r"u is \(2, 3, 3\), sequences \(B, T > 0, 2 N\)"),
+        (lambda: R.apply(P, U[:, :0]), r"u is \(2, 0, 4\), sequences"),
+        (lambda: R.apply({"nu": 1}, U), r"params is not a dict of \['nu', 'theta'\]"),
+        (lambda: R.apply(P, X), r"nu is float32\[2\], float32\[1\] is due"),
+        (lambda: R.apply(P, U.astype("bfloat16")), r"nu is float32\[2\], bfloat16\[2\] is due"),
+        (lambda: R.apply(P, (U, U[:, 0])), "a tuple of 2, one array .* due with state=False"),
+        (lambda: S.apply(P, U), r"one array, a pair \(sequences, state\) is due with state=True"),
+        (lambda: S.apply(P, (U, U)), r"state is float32\[2, 3, 4\], float32\[2, 4\] is due"),
+        (lambda: UNIT.apply({"w": 1}, X), r"params is not a dict of \['in', 'out', 'rec"),
+        (lambda: UNIT.apply(Q, X[0]), r"ssm: x is \(3, 2\), sequences \(B, T > 0, n\)"),
+        (lambda: UNIT.apply(Q, U), r"d is float32\[2\], float32\[4\] is due, one a feature"),
+        (
+            lambda: UNIT.apply(Q | {"in": {"w": jnp.ones((2, 2))}}, X),
+            r"ssm dense: w is \(2, 2\), w \(4, n\)",
+        ),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+SEQUENCE, WIDE = normal(4, 3, 2), normal(4, 5, 4)
+WITH_STATE = entries(WIDE, normal(4, 4))
+
+
+PLAIN, STATEFUL = "m.diagonal_recurrence()", "m.diagonal_recurrence(state=True)"
+
+
+@pytest.mark.parametrize(
+    ("broken", "old", "new", "make", "draw"),
+    [
+        (diagonal, "scanned(jnp.conj(lam), delta", "scanned(lam, delta", PLAIN, WIDE),
+        (diagonal, "h[:, :-1]) * g[:, 1:]", "h[:, 1:]) * g[:, 1:]", PLAIN, WIDE),
+        (diagonal, "delta_gamma * shrink -", "-", PLAIN, WIDE),
+        (diagonal, "exp(-2 * jnp.exp(nu)) / gamma", "exp(-jnp.exp(nu)) / gamma", PLAIN, WIDE),
+        (diagonal, "* jnp.imag(by_exp", "* -jnp.imag(by_exp", PLAIN, WIDE),
+        (diagonal, "jnp.tile(gamma, 2) * g, start", "g, start", PLAIN, WIDE),
+        (diagonal, "_pairs(jnp.conj(lam) * g[:, 0])", "_pairs(g[:, 0])", STATEFUL, WITH_STATE),
+        (
+            diagonal,
+            "delta_lam += jnp.conj(_complex(start)) * g[:, 0]",
+            "pass",
+            STATEFUL,
+            WITH_STATE,
+        ),
+        (diagonal, "delta = delta.at[:, -1].add(_complex(h))", "pass", STATEFUL, WITH_STATE),
+        (ssm, 'matched(weights["skip"]["d"] * delta', "matched(0 * delta", "m.ssm(3)", SEQUENCE),
+        (ssm, "_product(x, delta)}", "_product(x, x * delta)}", "m.ssm(3)", SEQUENCE),
+        (
+            ssm,
+            "*last) if state else delta_h",
+            "*last) if state else -delta_h",
+            "m.ssm(3)",
+            SEQUENCE,
+        ),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, broken, old, new, make, draw):
+    fault_is_found(broken, old, new, lambda m: eval(make), draw)
