@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 import funcprop as fp
-from benchmarks.layers.row import Row, layer_row
+from benchmarks.layers.row import Row, by_torch, layer_row
 
 
 def rows(scale: float = 1.0) -> list[Row]:
@@ -21,8 +21,20 @@ def rows(scale: float = 1.0) -> list[Row]:
         step = jax.checkpoint(lambda h, layer: (plain(layer, h), None))
         return jax.lax.scan(step, x, params)[0]
 
+    def in_torch(params, x):
+        import torch
+
+        return torch.nn.functional.gelu(torch.nn.functional.linear(x, params["w"], params["b"]))
+
     return [
-        layer_row("dense, gelu", fp.dense(width, fp.gelu), plain, (batch, width), calls=20),
+        layer_row(
+            "dense, gelu",
+            fp.dense(width, fp.gelu),
+            plain,
+            (batch, width),
+            calls=20,
+            torch=by_torch(in_torch),
+        ),
         layer_row(
             "repeat of 32 dense, gelu",
             fp.repeat(fp.remat(fp.dense(width, fp.gelu)), 32),
