@@ -151,7 +151,8 @@ def check_padding(name: str, padding: Any, named: Sequence[str]) -> None:
 # ------------------------------------------------------- sums of products, XLA's or faster ones
 #
 # On GPU and TPU all of them are XLA's convolutions.  XLA's CPU convolutions of one and two axes
-# run at the speed of its matrix products; those of three axes or with groups do not (the gradient
+# run at the speed of its matrix products, but for the gradient's with many images, which takes some
+# 3 times as long as in chunks of a few; those of three axes or with groups are slow (the gradient
 # with groups takes some 50 times what it should), so there they are made of faster pieces.
 
 
@@ -201,50 +202,68 @@ def correlate(g: Windows, x: jax.Array, w: jax.Array, groups: int = 1) -> jax.Ar
 def kernel_gradient(g: Windows, x: jax.Array, delta: jax.Array, groups: int = 1) -> jax.Array:
     """δW[k] = Σ x[window o, element k]ᵀ δ[o] over batch and windows: (*kernel, C/groups, F)."""
     shape = (*g.kernel, x.shape[-1] // groups, delta.shape[-1])
+    # x convolved with δ as the kernel, batch and channels having changed places.
+    places = "DHW"[-len(g.sizes) :]
+    pads = [
+        (lo, reach - 1 + (o - 1) * s + 1 - wide - lo)
+        for wide, reach, o, s, (lo, _) in zip(g.wide, g.reach, g.out, g.stride, g.pads, strict=True)
+    ]
 
     def whole(x, delta):
-        # x convolved with δ as the kernel, batch and channels having changed places.
-        pads = [
-            (lo, reach - 1 + (o - 1) * s + 1 - wide - lo)
-            for wide, reach, o, s, (lo, _) in zip(
-                g.wide, g.reach, g.out, g.stride, g.pads, strict=True
-            )
-        ]
-        places = "DHW"[-len(g.sizes) :]
         letters = (f"C{places}N", f"I{places}O", f"{places}NC")
         return lax.conv_general_dilated(
             x, delta, g.dilation, pads, g.spread, g.stride, letters, batch_group_count=groups
         )
 
-    def in_chunks(x, delta):
-        def step(total, part):
-            x, delta = part
-            cols = _columns(g, x, groups)
-            delta = delta.reshape(*delta.shape[:-1], groups, -1)
-            if cols.shape[-1] == delta.shape[-1] == 1:
-                product = cols[..., 0] * delta[..., None, :, 0]
-                summed = jnp.sum(contraction.accumulated(product), tuple(range(product.ndim - 2)))
-                return total + summed[:, None, :, None], None
-            cols, delta = (
-                leaf.reshape(-1, *leaf.shape[leaf.ndim - keep :])
-                for leaf, keep in ((cols, 3), (delta, 2))
-            )
-            summed = jnp.einsum("ngf,nkgc->gfkc", delta, cols)
-            return total + contraction.accumulated(summed).transpose(2, 3, 0, 1), None
+    def in_order(x, delta):
+        # XLA's CPU convolution is fast in this order of axes; outside of loops, and there alone,
+        # the compiler brings any other into it.
+        letters = (f"N{places}C", f"{places}IO", f"N{places}C")
+        x, delta = jnp.swapaxes(x, 0, -1), jnp.moveaxis(delta, 0, -2)
+        w = lax.conv_general_dilated(x, delta, g.dilation, pads, g.spread, g.stride, letters)
+        return jnp.moveaxis(w, 0, -2)
 
-        taps, channels = math.prod(g.kernel), x.shape[-1] // groups
+    def of_columns(x, delta):
+        cols = _columns(g, x, groups)
+        delta = delta.reshape(*delta.shape[:-1], groups, -1)
+        if cols.shape[-1] == delta.shape[-1] == 1:
+            product = cols[..., 0] * delta[..., None, :, 0]
+            return jnp.sum(contraction.accumulated(product), tuple(range(product.ndim - 2)))
+        cols, delta = (
+            leaf.reshape(-1, *leaf.shape[leaf.ndim - keep :])
+            for leaf, keep in ((cols, 3), (delta, 2))
+        )
+        return jnp.einsum("ngf,nkgc->gfkc", delta, cols).transpose(2, 3, 0, 1)
+
+    def in_chunks(product, floats, x, delta):
+        def step(total, part):
+            return total + contraction.accumulated(product(*part)).reshape(shape), None
+
+        some = _some(len(x), floats * x.dtype.itemsize)
+        even = len(x) - len(x) % some
         zero = contraction.accumulated(jnp.zeros_like(delta[:1].ravel()[0]))
-        start = jnp.broadcast_to(zero, (taps, channels, groups, delta.shape[-1] // groups))
-        parts = _chunked(g, x)
-        total, _ = lax.scan(step, start, (parts, delta.reshape(*parts.shape[:2], *delta.shape[1:])))
-        return total.reshape(shape).astype(delta.dtype)
+        parts = [leaf[:even].reshape(-1, some, *leaf.shape[1:]) for leaf in (x, delta)]
+        total, _ = lax.scan(step, jnp.broadcast_to(zero, shape), parts)
+        if even < len(x):
+            total, _ = step(total, (x[even:], delta[even:]))
+        return total.astype(delta.dtype)
+
+    def by_images(x, delta):
+        if (x.size + delta.size) * x.dtype.itemsize <= 2 * _CACHE:
+            return in_order(x, delta)
+        floats = math.prod(x.shape[1:]) + math.prod(delta.shape[1:])
+        return in_chunks(lambda *part: in_order(*contraction.accumulated(part)), floats, x, delta)
+
+    def by_columns(x, delta):
+        floats = math.prod(g.out) * math.prod(g.kernel) * x.shape[-1]
+        return in_chunks(of_columns, floats, x, delta)
 
     def by_slices(x, delta):
         flat, slices = _slices(g, x)
         delta = delta.reshape(-1, *delta.shape[2:])
         return jnp.stack([kernel_gradient(flat, each, delta) for each in slices])
 
-    faster = in_chunks if groups > 1 else by_slices if len(g.sizes) == 3 else None
+    faster = by_columns if groups > 1 else by_slices if len(g.sizes) == 3 else by_images
     return _on_cpu(faster, whole, x, delta, summed=True)
 
 
@@ -282,9 +301,18 @@ def _columns(g: Windows, x: jax.Array, groups: int = 1) -> jax.Array:
 def _chunked(g: Windows, x: jax.Array) -> jax.Array:
     """x in chunks of a few images, whose columns stay in the cache: (chunks, some, *sizes, C)."""
     columns = math.prod(g.out) * math.prod(g.kernel) * x.shape[-1] * x.dtype.itemsize
-    most = max(1, _CACHE // columns)
-    some = max(c for c in range(1, min(most, len(x)) + 1) if len(x) % c == 0)
+    some = _some(len(x), columns)
+    some = max(c for c in range(1, some + 1) if len(x) % c == 0)
     return x.reshape(-1, some, *x.shape[1:])
 
 
-_CACHE = 2**21
+def _some(images: int, image: int) -> int:
+    """How many images make a chunk that stays in the cache, of ``image`` bytes each.
+
+    A divisor of their number where one is near.
+    """
+    most = min(images, max(2, _CACHE // image))
+    return max((n for n in range(most // 2 + 1, most + 1) if images % n == 0), default=most)
+
+
+_CACHE = 2**20

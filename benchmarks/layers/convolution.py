@@ -1,4 +1,4 @@
-"""Convolutions, dense ones at XLA's speed, those of three axes and with groups faster."""
+"""Convolutions; the weight gradient of many images in chunks of a few."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import functools
 import jax
 
 import funcprop as fp
-from benchmarks.layers.row import Row, layer_row
+from benchmarks.layers.row import Row, by_torch, layer_row
 
 DEPTH, WIDTH, STATED = 32, 128, "2 times, at most 0.2 of the memory"
 exact = functools.partial(jax.nn.gelu, approximate=False)
@@ -39,11 +39,24 @@ def stack(name, layer, activation, batch, aim=STATED) -> Row:
 
 def rows(scale: float = 1.0) -> list[Row]:
     batch = max(2, round(1024 * scale))
+
+    def in_torch(params, x):
+        import torch
+
+        return torch.nn.functional.gelu(torch.nn.functional.linear(x, params["w"], params["b"]))
+
     tanh_form, erf_form = fp.dense(WIDTH, fp.gelu_tanh), fp.dense(WIDTH, fp.gelu)
     blocks = fp.repeat(fp.remat(fp.repeat(fp.remat(erf_form), 4)), DEPTH // 4)
     return [
         layer_row("dense, relu", fp.dense(WIDTH, fp.relu), plain(jax.nn.relu), (batch, WIDTH)),
-        layer_row("dense, gelu", erf_form, plain(exact), (batch, WIDTH), calls=20),
+        layer_row(
+            "dense, gelu",
+            erf_form,
+            plain(exact),
+            (batch, WIDTH),
+            calls=20,
+            torch=by_torch(in_torch),
+        ),
         stack(
             f"repeat of {DEPTH} dense, jax.nn.gelu",
             fp.repeat(fp.remat(tanh_form), DEPTH),

@@ -1,7 +1,22 @@
-"""A row of the table: the same gradient by hand and by autodiff."""
+"""A row of the table: the same gradient by hand, by autodiff and, where installed, by PyTorch.
+
+A row gets a line of PyTorch's by its ``torch``, here a dense layer's:
+
+    def affine(params, x):
+        import torch
+
+        return torch.nn.functional.linear(x, params["w"], params["b"])
+
+    layer_row("dense", fp.dense(8), plain, (4, 3), torch=by_torch(affine))
+
+Nothing is imported or made before the row is timed, and nothing at all without PyTorch.  A
+module of ``torch.nn`` with weights of its own is made in a function like the one that
+:func:`by_torch` returns.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcprop
+from benchmarks.mlp import installed, version
 from benchmarks.timing import interleaved, spread
 
 Tree = Any
@@ -26,6 +42,9 @@ class Row(NamedTuple):
         args: arrays and trees, the arguments of all of them.
         aim: what is aimed at, as text: "1.25 times, half the memory".
         calls: how many calls are timed as one.
+        torch: PyTorch's peer (:func:`by_torch`): given ``args`` with tensors in the place of
+            arrays, a function without arguments that does the work of one call and returns what
+            ``ours`` does, in any layout.
     """
 
     name: str
@@ -34,6 +53,7 @@ class Row(NamedTuple):
     args: tuple
     aim: str = ""
     calls: int = 1
+    torch: Callable[..., Callable[[], Any]] | None = None
 
 
 def by_hand(layer: funcprop.Layer) -> Callable[..., Tree]:
@@ -57,6 +77,34 @@ def by_vjp(f: Callable[..., Tree]) -> Callable[..., Tree]:
     return run
 
 
+def by_torch(
+    f: Callable[..., Tree], layout: Callable[..., tuple] | None = None
+) -> Callable[..., Callable[[], Any]]:
+    """A row's ``torch``: forward and backward of ``f(params, x) -> y``, a function of tensors.
+
+    ``layout(params, x, delta)`` lays the three out as PyTorch has them, before the clock runs.
+    """
+
+    def make(params, x, delta):
+        import torch
+
+        if layout is not None:
+            params, x, delta = layout(params, x, delta)
+        tensors = [leaf for leaf in jax.tree.leaves((params, x)) if leaf.is_floating_point()]
+        params, x = jax.tree.map(
+            lambda leaf: leaf.requires_grad_(leaf.is_floating_point()), (params, x)
+        )
+
+        def run():
+            y = [leaf for leaf in jax.tree.leaves(f(params, x)) if leaf.requires_grad]
+            grads = torch.autograd.grad(y, tensors, jax.tree.leaves(delta))
+            return [leaf.detach() for leaf in y], grads
+
+        return run
+
+    return make
+
+
 def layer_row(
     name: str,
     layer: funcprop.Layer,
@@ -65,6 +113,7 @@ def layer_row(
     *,
     aim: str = "0.97 times, its memory or an activation more",
     calls: int = 1,
+    torch: Callable[..., Callable[[], Any]] | None = None,
 ) -> Row:
     """A row of a layer on an array (batch, ...), its gradient by parameters and input.
 
@@ -76,7 +125,7 @@ def layer_row(
     delta = jax.random.normal(jax.random.key(2), y.shape)
     forms = plain if isinstance(plain, Mapping) else {"jax.vjp": plain}
     peers = {label: by_vjp(f) for label, f in forms.items()}
-    return Row(name, by_hand(layer), peers, (params, x, delta), aim, calls)
+    return Row(name, by_hand(layer), peers, (params, x, delta), aim, calls, torch)
 
 
 def lines(row: Row, rounds: int) -> list[tuple[str, ...]]:
@@ -84,40 +133,62 @@ def lines(row: Row, rounds: int) -> list[tuple[str, ...]]:
     functions = {"funcprop": row.ours, **row.peers}
     compiled = {name: jax.jit(f).lower(*row.args).compile() for name, f in functions.items()}
     memory = {name: c.memory_analysis().temp_size_in_bytes for name, c in compiled.items()}
+    calls = {name: lambda f=f: jax.block_until_ready(f(*row.args)) for name, f in compiled.items()}
+    if row.torch is not None and installed("torch"):
+        calls |= _torch(row)
 
-    def repeated(f):
+    def repeated(call):
         def run():
             for _ in range(row.calls):
-                jax.block_until_ready(f(*row.args))
+                call()
 
         return run
 
-    norms = {name: _norm(f(*row.args)) for name, f in compiled.items()}
-    _, seconds = interleaved({n: repeated(f) for n, f in compiled.items()}, rounds)
+    norms = {name: _norm(call()) for name, call in calls.items()}
+    # The threads of PyTorch spin for a while after their work.
+    pause = 0.3 if len(calls) > len(compiled) else 0.0
+    _, seconds = interleaved({n: repeated(call) for n, call in calls.items()}, rounds, pause)
     own = seconds["funcprop"]
-    return [
-        (
-            row.name if name == "funcprop" else "",
-            name,
-            spread(seconds[name] / row.calls * 1e3),
-            "" if name == "funcprop" else spread(seconds[name] / own),
-            f"{memory[name] / 2**20:.3g}",
-            "" if name == "funcprop" else f"{memory['funcprop'] / max(memory[name], 1):.3g}",
-            f"{norms[name]:.6g}",
-            row.aim if name == "funcprop" else "",
-        )
-        for name in functions
-    ]
+
+    def cells(name):
+        yield row.name if name == "funcprop" else ""
+        yield name
+        yield spread(seconds[name] / row.calls * 1e3)
+        yield "" if name == "funcprop" else spread(seconds[name] / own)
+        yield f"{memory[name] / 2**20:.3g}" if name in memory else ""
+        shared = name in row.peers
+        yield f"{memory['funcprop'] / max(memory[name], 1):.3g}" if shared else ""
+        yield f"{norms[name]:.6g}"
+        yield row.aim if name == "funcprop" else ""
+
+    return [tuple(cells(name)) for name in calls]
 
 
 HEADER = ("", "by", "ms a call", "its time / ours", "temporary MiB", "ours / its", "norm", "aim")
 
 
+def _torch(row: Row) -> dict[str, Callable[[], Any]]:
+    """PyTorch's call, by a name that says with how many threads: one, or all if that is faster."""
+    import torch
+
+    args = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), row.args)
+    work = row.torch(*args)
+
+    def with_threads(count):
+        def call():
+            torch.set_num_threads(count)
+            return work()
+
+        return call
+
+    every = {count: with_threads(count) for count in {1, os.cpu_count() or 1}}
+    _, seconds = interleaved({str(count): call for count, call in every.items()}, rounds=5)
+    count = min(every, key=lambda count: np.median(seconds[str(count)]))
+    return {f"PyTorch {version('torch')}, {count} thread{'s' * (count > 1)}": every[count]}
+
+
 def _norm(tree: Tree) -> float:
     """The l2 norm of all floats, to see that two sides do the same work."""
-    floats = [
-        leaf
-        for leaf in jax.tree.leaves(tree)
-        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return float(np.sqrt(sum(float(jnp.vdot(leaf, leaf).real) for leaf in floats)))
