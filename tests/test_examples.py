@@ -270,17 +270,16 @@ def test_translation(run):
         assert len({target for _, target in pairs}) == len(pairs) > 20_000
     assert all(day.fromisoformat(target).year >= 1500 for _, target in pairs)
 
-    params, (given, source) = found["state"].params, found["x"]
-    losses = found["history"]["loss"]
+    losses, *_, (words, _, sizes), _, (params, x) = found["results"]["dates"]
+    given, source = x
     assert np.mean(losses[-5:]) < losses[0] - 0.5
     # Greedy decoding is a fixed point: given what it wrote, the model would write it again.
-    written = found["translate"](params, found["x"])
+    written = found["translate"](params, x)
     before = jnp.pad(written, ((0, 0), (1, 0)))[:, : given.shape[1]]
     scores = found["model"].apply(params, (before, source))
     chosen = jnp.take_along_axis(scores, written[..., None], axis=-1)[..., 0]
     assert float(jnp.max(jnp.max(scores, axis=-1) - chosen)) < 1e-4
     # No error gets to what is no character of the source.
-    (_, _, _, (words, _), sizes) = found["results"]["dates"]
     assert sizes.shape == (given.shape[1], source[0].shape[1])
     assert (sizes[:, : len(words)] > 0).all()
     assert (sizes[:, len(words) :] == 0).all()
