@@ -1,6 +1,9 @@
 """The examples run, and show what they say; first_steps does what PyTorch does."""
 
+import collections
+import datetime
 import importlib.util
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -17,6 +20,8 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 SMALL_ARGUMENTS = {
     "first_steps": [],
+    "text_generation": ["--toy"],
+    "translation": ["--toy", "--tasks", "dates"],
     "why_nonlinear": ["--steps", "300"],
     "why_stored_activations": ["--depths", "4", "16", "--batch", "32", "--rounds", "3"],
 }
@@ -171,3 +176,112 @@ def test_why_stored_activations(run):
     assert seconds[16, "perturb"] > 10 * seconds[16, "stored"]
     assert len([line for line in printed.splitlines() if line.split()[0] in ("4", "16")]) == 8
     assert _is_picture(Path("runs/why_stored_activations.png"))
+
+
+# ---------------------------------------------------------------- text_generation
+
+
+def _apart_from_jax_grad(printed):
+    last = printed.splitlines()[-1]
+    found = re.fullmatch(r"first 20 losses differ from those with jax.grad by at most (\S+)", last)
+    return float(found[1])
+
+
+def _kneser_ney(ids, size, context, c):
+    """The probability of c after a context of four, from dictionaries; as the equations stand."""
+    grams = [tuple(ids[i : i + 5].tolist()) for i in range(len(ids) - 4)]
+    for missing in range(1, 5):  # those that begin too late for five
+        grams.append(tuple(ids[missing - 5 :].tolist()))
+    p = 1 / size
+    for k in range(1, 6):
+        if k == 5:
+            counts = collections.Counter(gram for gram in grams if len(gram) == 5)
+        else:
+            longer = {gram[: k + 1] for gram in grams if len(gram) > k}
+            counts = collections.Counter(gram[1:] for gram in longer)
+        once, twice = (sum(n == m for n in counts.values()) for m in (1, 2))
+        discount = once / (once + 2 * twice)
+        history = tuple(context[len(context) - k + 1 :])
+        after = {gram[-1]: n for gram, n in counts.items() if gram[:-1] == history}
+        if after:
+            p = (max(after.get(c, 0) - discount, 0) + discount * len(after) * p) / sum(
+                after.values()
+            )
+    return p
+
+
+def test_text_generation(run):
+    found, printed = run("text_generation")
+    ids, cut, size = found["ids"], found["cut"], found["V"]
+    # The 5-gram model is what its equations say, and its probabilities sum to 1 over the alphabet,
+    # after contexts that it knows and after one that it does not.
+    for context in (ids[:4], ids[cut - 4 : cut], ids[cut + 50 : cut + 54], np.array([0, 9, 0, 9])):
+        after = [np.append(context, c) for c in range(size)]
+        p = np.array([found["probabilities"](found["tables"], gram)[0] for gram in after])
+        assert (p > 0).all()
+        assert abs(p.sum() - 1) < 1e-12
+        c = int(p.argmax())
+        assert abs(p[c] - _kneser_ney(ids[:cut], size, context.tolist(), c)) < 1e-12
+    # Both models are measured on each character of the last tenth once, in order.
+    np.testing.assert_array_equal(
+        found["places"][:, 1:][found["counted"]], np.arange(cut, len(ids))
+    )
+    assert found["our_bits"].shape == found["gram_bits"].shape == (len(ids) - cut,)
+    assert f"{found['our_bits'].mean():.4f}" in printed
+    assert f"{found['gram_bits'].mean():.4f}" in printed
+    params, loss = found["state"].params, found["history"]["loss"]
+    assert params["shared"]["w"].shape == (size, 32)
+    assert params["model"][0] == params["model"][4] == ()
+    assert np.mean(loss[-5:]) < loss[0] - 1
+    assert found["our_bits"].mean() < np.log2(size)
+    assert len(found["written"]) == 40
+    assert _is_picture(Path("runs/text_generation.png"))
+    assert _apart_from_jax_grad(printed) < 1e-4
+
+
+# -------------------------------------------------------------------- translation
+
+
+def test_translation(run):
+    found, printed = run("translation")
+    cardinal, day = found["cardinal"], datetime.date
+    assert cardinal(312_405) == "three hundred and twelve thousand four hundred and five"
+    assert cardinal(312_405, " ") == "three hundred twelve thousand four hundred five"
+    assert [cardinal(n) for n in (1, 90, 1000, 999_017)] == [
+        "one",
+        "ninety",
+        "one thousand",
+        "nine hundred and ninety-nine thousand and seventeen",
+    ]
+    assert [found["ordinal"](n) for n in (1, 9, 12, 20, 23, 30)] == (
+        "first ninth twelfth twentieth twenty-third thirtieth".split()  # noqa: SIM905
+    )
+    assert [found["year_words"](n) for n in (1984, 1900, 1805, 2005, 2000, 2012)] == [
+        "nineteen eighty-four",
+        "nineteen hundred",
+        "eighteen oh five",
+        "two thousand and five",
+        "two thousand",
+        "twenty twelve",
+    ]
+    for language in ("numbers", "dates"):  # so that what is held out is learnt in no spelling
+        pairs = found[language](np.random.default_rng(1))
+        assert len({target for _, target in pairs}) == len({source for source, _ in pairs})
+        assert len({target for _, target in pairs}) == len(pairs) > 20_000
+    assert all(day.fromisoformat(target).year >= 1500 for _, target in pairs)
+
+    losses, *_, (words, _, sizes), _, (params, x) = found["results"]["dates"]
+    given, source = x
+    assert np.mean(losses[-5:]) < losses[0] - 0.5
+    # Greedy decoding is a fixed point: given what it wrote, the model would write it again.
+    written = found["translate"](params, x)
+    before = jnp.pad(written, ((0, 0), (1, 0)))[:, : given.shape[1]]
+    scores = found["model"].apply(params, (before, source))
+    chosen = jnp.take_along_axis(scores, written[..., None], axis=-1)[..., 0]
+    assert float(jnp.max(jnp.max(scores, axis=-1) - chosen)) < 1e-4
+    # No error gets to what is no character of the source.
+    assert sizes.shape == (given.shape[1], source[0].shape[1])
+    assert (sizes[:, : len(words)] > 0).all()
+    assert (sizes[:, len(words) :] == 0).all()
+    assert _is_picture(Path("runs/translation.png"))
+    assert _apart_from_jax_grad(printed) < 1e-4
