@@ -46,6 +46,9 @@ def weighted(x: jax.Array, w: jax.Array) -> jax.Array:
 
 def outer(delta: jax.Array, x: jax.Array) -> jax.Array:
     """Σ δᵀ x over all leading axes: (..., m) and (..., n) give (m, n)."""
+    if _layout((delta, []), (x, [])) is None:
+        # Several contracted axes XLA makes one of by a copy.  Sharded ones can't be joined.
+        delta, x = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (delta, x))
     leading = list(range(x.ndim - 1))
     return _dot(delta, x, leading, leading)
 

@@ -195,7 +195,8 @@ def _normal_cdf(z):
 
 
 def _normal_density(z):
-    return jnp.exp(-z * z / 2) * (1 / math.sqrt(2 * math.pi))
+    u = -z * math.sqrt(0.5)  # as in erfc, so that its exp(-u²) serves here too
+    return jnp.exp(-(u * u)) * (1 / math.sqrt(2 * math.pi))
 
 
 _GELU_C, _GELU_A = 2 * math.sqrt(2 / math.pi), 0.044715
@@ -233,8 +234,15 @@ def _softmax_backward(weights, y, delta, statistic=gradient):
     return y * (delta - jnp.sum(delta * y, axis=-1, keepdims=True)), ()
 
 
-def _log_softmax_backward(weights, y, delta, statistic=gradient):
-    return delta - jnp.exp(y) * jnp.sum(delta, axis=-1, keepdims=True), ()
+def _log_softmax(z):
+    z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+    total = jnp.sum(jnp.exp(z), axis=-1, keepdims=True)
+    return z - jnp.log(total), (z, total)
+
+
+def _log_softmax_backward(weights, residuals, delta, statistic=gradient):
+    z, total = residuals
+    return delta - jnp.exp(z) * (jnp.sum(delta, axis=-1, keepdims=True) / total), ()
 
 
 def _over_last_axis(f, backward, name):
@@ -242,13 +250,10 @@ def _over_last_axis(f, backward, name):
         check_float(name, z)
         if z.ndim < 2 or z.shape[-1] == 0:
             raise LayerError(name, f"x has shape {z.shape}, a batch (B, ..., n) with n > 0 is due")
-        y = f(z)
-        return y, y
+        return f(z)
 
     return Layer(stateless, forward, backward, name)
 
 
-softmax = _over_last_axis(lambda z: jax.nn.softmax(z, axis=-1), _softmax_backward, "softmax")
-log_softmax = _over_last_axis(
-    lambda z: jax.nn.log_softmax(z, axis=-1), _log_softmax_backward, "log_softmax"
-)
+softmax = _over_last_axis(lambda z: (jax.nn.softmax(z, axis=-1),) * 2, _softmax_backward, "softmax")
+log_softmax = _over_last_axis(_log_softmax, _log_softmax_backward, "log_softmax")

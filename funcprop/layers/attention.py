@@ -85,9 +85,8 @@ def attention(
 
         def run(q, k, v, *mask):
             seen = _Seen(allowed, mask, q.shape[1], k.shape[1])
-            grouped = _grouped(q, k)
-            y, kept = _whole(grouped, k, v, seen) if whole else _blocks(grouped, k, v, seen, size)
-            return y.reshape(q.shape).astype(q.dtype), kept
+            y, kept = _whole(q, k, v, seen) if whole else _blocks(q, k, v, seen, size)
+            return y.astype(q.dtype), kept
 
         size = size_of(q, k)
         y, kept = by_example(run, *x)
@@ -99,14 +98,12 @@ def attention(
 
         def run(delta, kept, y, q, k, v, *mask):
             seen = _Seen(allowed, mask, q.shape[1], k.shape[1])
-            shape, q, delta = q.shape, _grouped(q, k), _grouped(delta, k)
-            y, size = _grouped(y, k), size_of(delta, k)
+            size = size_of(q, k)
             if size >= max(q.shape[1], k.shape[1]):
                 deltas = _whole_backward(q, k, v, kept, y, delta, seen)
             else:
                 deltas = _blocks_backward(q, k, v, kept, y, delta, seen, size)
-            delta_q, *others = (leaf.astype(q.dtype) for leaf in deltas)
-            return delta_q.reshape(shape), *others
+            return tuple(leaf.astype(q.dtype) for leaf in deltas)
 
         deltas = by_example(run, delta, kept, y, q, k, v, *more)
         return (*deltas, *[None] * len(more)), ()
@@ -114,21 +111,25 @@ def attention(
     return Layer(init, forward, backward, "attention")
 
 
-# q, y, δ are (B, T, K, G, d), k and v (B, S, K, d), P is (B, K, G, T, S); what a step from block to
-# block works on has the heads in front, (B, K, G, T, d) and (B, K, S, d).  All is at least float32.
+# Products have the heads in front, those of queries that look at one head of keys as further rows:
+# q, y, δ (B, T, K G, d) as (B, K, G T, d), k and v (B, K, S, d), P (B, K, G T, S).  XLA multiplies
+# these at once, and with G and T apart copies them first.  All is at least float32.
 
 
-def _grouped(q: jax.Array, k: jax.Array) -> jax.Array:
-    batch, time, heads, size = q.shape
-    return q.reshape(batch, time, k.shape[2], heads // k.shape[2], size)
+def _rows(x: jax.Array, groups: int = 1) -> jax.Array:
+    batch, time, heads, size = x.shape
+    x = accumulated(x).reshape(batch, time, heads // groups, groups, size)
+    return x.transpose(0, 2, 3, 1, 4).reshape(batch, -1, groups * time, size)
 
 
-def _heads_first(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(accumulated(x), 1, -2)
+def _heads(x: jax.Array, groups: int = 1) -> jax.Array:
+    batch, heads, rows, size = x.shape
+    x = x.reshape(batch, heads, groups, rows // groups, size)
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, rows // groups, -1, size)
 
 
-def _heads_last(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x, -2, 1)
+def _products(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum("bkrd,bksd->bkrs", a, b)
 
 
 class _Seen:
@@ -158,17 +159,18 @@ class _Seen:
             x = jnp.where(self.real(j, s)[:, :, None, None], x, jnp.zeros((), x.dtype))
         return accumulated(x)
 
-    def scores(self, q: jax.Array, k: jax.Array, i: Any = 0, j: Any = 0) -> jax.Array:
-        """S of q/√d from number i and the keys from number j on, -∞ where not seen."""
-        t, s = q.shape[-2], k.shape[-2]
-        scores = jnp.einsum("bkgtd,bksd->bkgts", q, k)
+    def scores(self, q: jax.Array, k: jax.Array, t: int, i: Any = 0, j: Any = 0) -> jax.Array:
+        """S of rows of t queries from number i and the keys from number j on, -∞ if not seen."""
+        s = k.shape[2]
+        scores = _products(q, k) / math.sqrt(q.shape[-1])
         if self.unrestricted and self.all_real(s):
             return scores
         rows, columns = (n + jnp.arange(m, dtype=jnp.int32) for n, m in ((i, t), (j, s)))
         seen = self.allowed(rows[:, None], columns)[None]
         if not self.all_real(s):
             seen = seen & self.real(j, s)[:, None]
-        return jnp.where(seen[:, None, None], scores, -jnp.inf)
+        seen = jnp.tile(seen, (1, q.shape[2] // t, 1))
+        return jnp.where(seen[:, None], scores, -jnp.inf)
 
     def pairs(self, size: int) -> jax.Array:
         """Where the blocks of queries and of keys begin of which any sees any."""
@@ -192,91 +194,92 @@ def _nonzero(total: jax.Array) -> jax.Array:
 
 def _whole(q, k, v, seen):
     """y and P."""
-    q, k, v = map(_heads_first, (q, seen.only(k), seen.only(v)))
-    scores = seen.scores(q / math.sqrt(q.shape[-1]), k)
+    groups = q.shape[2] // k.shape[2]
+    scores = seen.scores(_rows(q, groups), _rows(seen.only(k)), q.shape[1])
     p = jnp.exp(scores - _finite(jnp.max(scores, axis=-1, keepdims=True)))
     p = p / _nonzero(jnp.sum(p, axis=-1, keepdims=True))
-    return _heads_last(jnp.einsum("bkgts,bksd->bkgtd", p, v)), p
+    return _heads(_mixed(p, _rows(seen.only(v))), groups), p
 
 
 def _whole_backward(q, k, v, p, y, delta, seen):
-    q, y, delta, k, v = map(_heads_first, (q, y, delta, seen.only(k), seen.only(v)))
-    along = jnp.sum(delta * y, axis=-1, keepdims=True)
-    return map(_heads_last, _deltas(q / math.sqrt(q.shape[-1]), k, v, p, delta, along))
+    groups = q.shape[2] // k.shape[2]
+    q, along, delta = (_rows(leaf, groups) for leaf in (q, _along(delta, y), delta))
+    return _deltas(q, _rows(seen.only(k)), _rows(seen.only(v)), p, delta, along, groups)
 
 
-def _deltas(q, k, v, p, delta, along):
-    """δq, δk, δv from q/√d and D = ``along``."""
-    delta_s = p * (jnp.einsum("bkgtd,bksd->bkgts", delta, v) - along)
+def _mixed(p: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("bkrs,bksd->bkrd", p, v)
+
+
+def _along(delta: jax.Array, y: jax.Array) -> jax.Array:
+    """D, the sum of δ ⊙ y over d: (B, T, H, 1)."""
+    return jnp.sum(accumulated(delta) * accumulated(y), axis=-1, keepdims=True)
+
+
+def _deltas(q, k, v, p, delta, along, groups):
+    """δq, δk, δv with D = ``along``."""
+    delta_s = p * (_products(delta, v) - along) / math.sqrt(q.shape[-1])
     return (
-        jnp.einsum("bkgts,bksd->bkgtd", delta_s, k) / math.sqrt(q.shape[-1]),
-        jnp.einsum("bkgts,bkgtd->bksd", delta_s, q),
-        jnp.einsum("bkgts,bkgtd->bksd", p, delta),
+        _heads(_mixed(delta_s, k), groups),
+        _heads(jnp.einsum("bkrs,bkrd->bksd", delta_s, q)),
+        _heads(jnp.einsum("bkrs,bkrd->bksd", p, delta)),
     )
 
 
 def _blocks(q, k, v, seen, size):
-    """y and the logarithms of the rows' sums, (B, K, G, T)."""
-    time, root = q.shape[1], math.sqrt(q.shape[-1])
+    """y and the logarithms of the rows' sums, (B, T, H, 1)."""
+    time, groups = q.shape[1], q.shape[2] // k.shape[2]
     q, k, v = (_padded(leaf, size) for leaf in (q, k, v))
 
     def step(carry, pair):
         i, j = pair
-        largest, total = (_at(leaf, i, size, -1) for leaf in carry[:2])
-        part_k, part_v = (_heads_first(seen.only(_at(leaf, j, size), j)) for leaf in (k, v))
-        scores = seen.scores(_heads_first(_at(q, i, size)) / root, part_k, i, j)
-        new = jnp.maximum(largest, jnp.max(scores, axis=-1))
+        part_q, largest, total, y = (_rows(_at(leaf, i, size), groups) for leaf in (q, *carry))
+        part_k, part_v = (_rows(seen.only(_at(leaf, j, size), j)) for leaf in (k, v))
+        scores = seen.scores(part_q, part_k, size, i, j)
+        new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
         old = jnp.exp(largest - _finite(new))
-        p = jnp.exp(scores - _finite(new)[..., None])
-        total = total * old + jnp.sum(p, axis=-1)
-        y = _heads_first(_at(carry[2], i, size)) * old[..., None]
-        y = _heads_last(y + jnp.einsum("bkgts,bksd->bkgtd", p, part_v))
-        parts = zip(carry, (new, total, y), (-1, -1, 1), strict=True)
-        return tuple(lax.dynamic_update_slice_in_dim(c, part, i, a) for c, part, a in parts), None
+        p = jnp.exp(scores - _finite(new))
+        total = total * old + jnp.sum(p, axis=-1, keepdims=True)
+        parts = (_heads(part, groups) for part in (new, total, y * old + _mixed(p, part_v)))
+        return tuple(_put(leaf, i, part) for leaf, part in zip(carry, parts, strict=True)), None
 
     start = accumulated(jnp.zeros_like(q))
-    row = _heads_first(start)[..., 0]
+    row = start[..., :1]
     (largest, total, y), _ = lax.scan(step, (row - jnp.inf, row, start), seen.pairs(size))
     total = _nonzero(total)
-    y = y / _heads_last(total[..., None])
-    return y[:, :time], (_finite(largest) + jnp.log(total))[..., :time]
+    return (y / total)[:, :time], (_finite(largest) + jnp.log(total))[:, :time]
 
 
 def _blocks_backward(q, k, v, logs, y, delta, seen, size):
-    time, keys, root = q.shape[1], k.shape[1], math.sqrt(q.shape[-1])
-    along = _heads_first((accumulated(delta) * accumulated(y)).sum(-1, keepdims=True))[..., 0]
-    q, k, v, delta = (_padded(leaf, size) for leaf in (q, k, v, delta))
-    logs, along = (_padded(leaf, size, -1) for leaf in (logs, along))
+    time, keys, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    of_queries = tuple(_padded(leaf, size) for leaf in (q, logs, _along(delta, y), delta))
+    k, v = (_padded(leaf, size) for leaf in (k, v))
 
     def step(carry, pair):
         i, j = pair
-        part_q, part = (_heads_first(_at(leaf, i, size)) for leaf in (q, delta))
-        part_k, part_v = (_heads_first(seen.only(_at(leaf, j, size), j)) for leaf in (k, v))
-        log, mean = (_at(leaf, i, size, -1)[..., None] for leaf in (logs, along))
-        part_q = part_q / root
-        p = jnp.exp(seen.scores(part_q, part_k, i, j) - log)
-        deltas = map(_heads_last, _deltas(part_q, part_k, part_v, p, part, mean))
-        return tuple(map(_add, carry, (i, j, j), deltas)), None
+        part_q, log, mean, part = (_rows(_at(leaf, i, size), groups) for leaf in of_queries)
+        part_k, part_v = (_rows(seen.only(_at(leaf, j, size), j)) for leaf in (k, v))
+        p = jnp.exp(seen.scores(part_q, part_k, size, i, j) - log)
+        deltas = _deltas(part_q, part_k, part_v, p, part, mean, groups)
+        places = zip(carry, (i, j, j), deltas, strict=True)
+        return tuple(_put(leaf, n, _at(leaf, n, size) + new) for leaf, n, new in places), None
 
-    start = tuple(accumulated(jnp.zeros_like(leaf)) for leaf in (q, k, v))
+    start = tuple(accumulated(jnp.zeros_like(leaf)) for leaf in (of_queries[0], k, v))
     (delta_q, delta_k, delta_v), _ = lax.scan(step, start, seen.pairs(size))
     return delta_q[:, :time], delta_k[:, :keys], delta_v[:, :keys]
 
 
-def _padded(x: jax.Array, size: int, axis: int = 1) -> jax.Array:
-    """The axis filled up to whole blocks."""
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = (0, -x.shape[axis] % size)
-    return jnp.pad(x, ends)
+def _padded(x: jax.Array, size: int) -> jax.Array:
+    """The sequence filled up to whole blocks."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
 
 
-def _at(x: jax.Array, start: jax.Array, size: int, axis: int = 1) -> jax.Array:
-    return lax.dynamic_slice_in_dim(x, start, size, axis)
+def _at(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, start, size, 1)
 
 
-def _add(x: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
-    new = _at(x, start, part.shape[1]) + part
-    return lax.dynamic_update_slice_in_dim(x, new, start, 1)
+def _put(x: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(x, part, start, 1)
 
 
 def _check(x: Any) -> None:
