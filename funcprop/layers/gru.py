@@ -100,7 +100,8 @@ def gru(
         tree = {"x": statistic(site_x, x, delta_a), "h": statistic(site_h, h, delta_v)}
         return transport(delta_a, weights["x"]["w"], like=x), tree
 
-    return recurrent(Cell("gru", hidden, 1, init, check, step, back, sweep), state, truncate, chunk)
+    cell = Cell("gru", hidden, 1, (3 * hidden,) * 2, init, check, step, back, sweep)
+    return recurrent(cell, state, truncate, chunk)
 
 
 def _gradients(x, delta):

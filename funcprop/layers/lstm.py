@@ -84,13 +84,13 @@ def lstm(
         gates = _gates(accumulated(joint_map(params, x, h)))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         new = f * c + i * g
-        return (o * jnp.tanh(new), new), (gates.astype(x.dtype), c)
+        squashed = jnp.tanh(new)
+        return (o * squashed, new), (gates.astype(x.dtype), c, squashed)
 
     def back(weights, kept, h, delta):
-        gates, c = kept
+        gates, c, squashed = kept
         delta_h, delta_c = delta
         i, f, g, o = jnp.split(accumulated(gates), 4, axis=-1)
-        squashed = jnp.tanh(f * c + i * g)
         delta_c = delta_c + delta_h * o * (1 - squashed * squashed)
         delta_z = [
             delta_c * g * i * (1 - i),
@@ -99,13 +99,14 @@ def lstm(
             delta_h * squashed * o * (1 - o),
         ]
         delta_z = jnp.concatenate(delta_z, axis=-1).astype(h.dtype)
-        return (transport(delta_z, weights["u"], like=delta_z), delta_c * f), delta_z
+        return (transport(delta_z, weights["u"], like=delta_z), delta_c * f), (delta_z,)
 
     def sweep(weights, x, h, delta_z, statistic):
+        (delta_z,) = delta_z
         return transport(delta_z, weights["w"], like=x), statistic(site, (x, h), delta_z)
 
     init, check = joint_init(4, hidden, w_init, u_init, b_init), joint_check("lstm", 4, hidden)
-    cell = Cell("lstm", hidden, 2, init, check, step, back, sweep)
+    cell = Cell("lstm", hidden, 2, (4 * hidden,), init, check, step, back, sweep)
     return recurrent(cell, state, truncate, chunk)
 
 

@@ -6,6 +6,7 @@ sites get, are made of all steps at once behind it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,12 +29,13 @@ class Cell(NamedTuple):
         name: what errors call the layer.
         hidden: H, the size of each array of the state.
         arrays: of how many arrays (B, H) the state is made; the first one is h, the output.
+        sizes: how many features each array of ``delta_z`` has.
         init: ``init(key, d) -> params``.
         check: ``check(params, x)`` raises unless they fit together.
         step: ``step(params, x, state) -> state, kept`` for x (B, d).
         back: ``back(weights, kept, h, delta) -> delta_state, delta_z``: from the delta of the
-            state behind a step to that of the state before it, whose first array is h, and to the
-            deltas of the pre-activations.
+            state behind a step to that of the state before it, whose first array is h, and a tuple,
+            the deltas of the pre-activations.
         sweep: ``sweep(weights, x, h, delta_z, statistic) -> delta_x, tree``, all (B, T, ...), with
             h that of the step before each.
     """
@@ -41,6 +43,7 @@ class Cell(NamedTuple):
     name: str
     hidden: int
     arrays: int
+    sizes: tuple[int, ...]
     init: Callable[..., Tree]
     check: Callable[..., None]
     step: Callable[..., tuple[State, Tree]]
@@ -89,11 +92,12 @@ def recurrent(cell: Cell, state: bool, truncate: int | None, chunk: int | None) 
             _check_state(cell, x, own)
 
         def run(x, lengths, own, params):
-            steps = _steps(x, lengths, truncate)
-            start = own or (_zeros(x, cell.hidden),) * cell.arrays
-            last, h, kept = _forward(cell, params, steps, accumulated(start), chunk)
-            y = _time_second(h if lengths is None else _where(steps.real, h))
-            return y, tuple(leaf.astype(x.dtype) for leaf in last), _time_second(kept)
+            steps = _steps(x, lengths, chunk)
+            first = own or (_zeros(x, cell.hidden),) * cell.arrays
+            scan = functools.partial(lax.scan, _step(cell, truncate, params))
+            last, h, kept = _forward(scan, accumulated(first), steps, chunk)
+            y = swapped(h if lengths is None else _where(steps.real, h))
+            return y, tuple(leaf.astype(x.dtype) for leaf in last), swapped(kept)
 
         y, last, kept = by_example(run, x, lengths, own, params)
         kept = kept if chunk is None else (params, kept)
@@ -101,29 +105,29 @@ def recurrent(cell: Cell, state: bool, truncate: int | None, chunk: int | None) 
 
     def backward(weights, residuals, delta, statistic=gradient):
         x, lengths, own, y, kept = residuals
-        delta, last = (delta if isinstance(delta, tuple) else (delta,)), None
-        if state:
-            last = _arrays(cell, delta[-1])
-        params, kept = (weights, kept) if chunk is None else kept
+        delta = delta if isinstance(delta, tuple) else (delta,)
+        last = _arrays(cell, delta[-1]) if state else None
+        params, kept = (None, kept) if chunk is None else kept
 
         def run(delta, last, x, lengths, own, y, kept, weights, params):
-            steps = _steps(x, lengths, truncate)
+            steps = _steps(x, lengths, chunk)
             if lengths is not None:
                 good = valid(lengths, x.shape[1])[:, None, None].astype(delta.dtype)
-                delta = _where(_time_second(steps.real), delta) * good
-            first = own[0][:, None] if state else jnp.zeros_like(y[:, :1])
-            h = jnp.concatenate([first, y[:, :-1]], axis=1)
-            carry = accumulated(last or (jnp.zeros_like(delta[:, 0]),) * cell.arrays)
-            each = _time_first((delta, h, kept))
-            before, delta_z = _backward(cell, weights, params, steps, *each, carry, chunk)
-            before = tuple(leaf.astype(x.dtype) for leaf in before)
-            return before, _time_second((steps.x, delta_z)), h
+                delta = _where(swapped(steps.real), delta) * good
+            h = _before(y, own)
+            last = accumulated(last or (jnp.zeros_like(delta[:, 0]),) * cell.arrays)
+            empty = tuple(_zeros(x, x.shape[1], size) for size in cell.sizes)
+            scan = functools.partial(lax.scan, _step(cell, truncate, params))
+            back = functools.partial(lax.scan, _step_back(cell, truncate, weights), reverse=True)
+            each = (steps, *swapped((delta, h, kept)))
+            first, delta_z = _backward(scan, back, (last, empty), *each, chunk)
+            return tuple(leaf.astype(x.dtype) for leaf in first), swapped(steps.x), h, delta_z
 
-        before, (x, delta_z), h = by_example(
+        first, x, h, delta_z = by_example(
             run, delta[0], last, x, lengths, own, y, kept, weights, params
         )
         delta_x, tree = cell.sweep(weights, x, h, delta_z, statistic)
-        return joined(delta_x, None, before, lengths is not None), tree
+        return joined(delta_x, None, first, lengths is not None), tree
 
     return Layer(init, forward, backward, cell.name)
 
@@ -133,103 +137,104 @@ def check_count(name: str, label: str, value: Any) -> None:
         raise LayerError(name, f"{label} is {value!r}, a whole number above 0 is due")
 
 
-# ---------------------------------------------------------------------------- the steps
+# ---------------------------------------------------------------------------- the scans
 
 
 class _Steps(NamedTuple):
-    """What the scan runs over: x (T, B, d), whether each step is real (T, B), and before which ones
-    delta is cut off (T,); None for all and for none.
-    """
+    """What is scanned: x (T, B, d), which steps are real (T, B), None for all, and their number."""
 
     x: jax.Array
     real: jax.Array | None
-    cut: jax.Array | None
+    number: jax.Array
 
 
-def _steps(x: jax.Array, lengths: jax.Array | None, truncate: int | None) -> _Steps:
-    """The steps with x = 0 where they are not real.
+def _steps(x: jax.Array, lengths: jax.Array | None, chunk: int | None) -> _Steps:
+    """The steps, with x = 0 where they are not real.
 
     Of a sequence whose length is none all steps are real, and NaN.
     """
-    numbers, real = jnp.arange(x.shape[1], dtype=jnp.int32), None
+    number, real = jnp.arange(x.shape[1], dtype=jnp.int32), None
+    if chunk is not None and x.shape[1] % chunk:
+        real = jnp.ones((x.shape[1], len(x)), bool)  # those that fill up a chunk are not
     if lengths is not None:
         good = valid(lengths, x.shape[1])[:, None]
-        real = (numbers < lengths.astype(jnp.int32)[:, None]) | jnp.isnan(good)
+        real = (number < lengths.astype(jnp.int32)[:, None]) | jnp.isnan(good)
         x = _where(real, x) * good[:, :, None].astype(x.dtype)
-        real = _time_first(real)
-    cut = None if truncate is None else (numbers > 0) & (numbers % truncate == 0)
-    return _Steps(_time_first(x), real, cut)
+        real = swapped(real)
+    return _Steps(swapped(x), real, number)
 
 
-def _forward(cell, params, steps, state, chunk):
-    """The last state, h of all steps, and what is kept: of each step, or the state before each
-    chunk.
-    """
-    if chunk is None:
-        last, (h, kept) = lax.scan(_step(cell, params), state, steps)
-        return last, h, kept
-
-    def part(state, steps):
-        last, (h, _) = lax.scan(_step(cell, params), state, steps)
-        return last, (h, state)
-
-    last, (h, borders) = lax.scan(part, state, _chunks(_with_real(steps, chunk), chunk))
-    return last, h.reshape(-1, *h.shape[2:])[: len(steps.x)], borders
-
-
-def _step(cell, params):
+def _step(cell: Cell, truncate: int | None, params: Tree) -> Any:
     def step(state, steps):
-        x, real, cut = steps
-        if cut is not None:
+        if truncate is not None:
+            cut = _cut(steps.number, truncate)
             state = tuple(jnp.where(cut, lax.stop_gradient(leaf), leaf) for leaf in state)
-        new, kept = cell.step(params, x, state)
-        new = _like(new, state)
-        if real is not None:
-            new = tuple(_where(real, a, b) for a, b in zip(new, state, strict=True))
-        return new, (new[0].astype(x.dtype), kept)
+        new, kept = cell.step(params, steps.x, state)
+        new = _where_real(steps.real, new, state)
+        return new, (new[0].astype(steps.x.dtype), kept)
 
     return step
 
 
-def _backward(cell, weights, params, steps, delta, h, kept, carry, chunk):
-    """The delta of the first state, and the deltas of the pre-activations of all steps."""
-
+def _step_back(cell: Cell, truncate: int | None, weights: Tree) -> Any:
     def step(carry, given):
-        delta, h, kept, real, cut = given
-        carry = (carry[0] + delta.astype(carry[0].dtype), *carry[1:])
-        before, delta_z = cell.back(weights, kept, h, carry)
-        before = _like(before, carry)
-        if real is not None:
-            before = tuple(_where(real, a, b) for a, b in zip(before, carry, strict=True))
-            delta_z = jax.tree.map(lambda leaf: _where(real, leaf), delta_z)
-        if cut is not None:
-            before = tuple(jnp.where(cut, jnp.zeros_like(leaf), leaf) for leaf in before)
-        return before, delta_z
+        (last, *others), written = carry
+        steps, delta, h, kept = given
+        last = (last + delta.astype(last.dtype), *others)
+        first, delta_z = cell.back(weights, kept, h, last)
+        first = _where_real(steps.real, first, last)
+        if truncate is not None:
+            cut = _cut(steps.number, truncate)
+            first = tuple(jnp.where(cut, jnp.zeros_like(leaf), leaf) for leaf in first)
+        if steps.real is not None:
+            delta_z = tuple(_where(steps.real, leaf) for leaf in delta_z)
+        written = tuple(
+            lax.dynamic_update_index_in_dim(all_steps, leaf, steps.number, axis=1)
+            for all_steps, leaf in zip(written, delta_z, strict=True)
+        )
+        return (first, written), None
 
+    return step
+
+
+def _cut(number: jax.Array, truncate: int) -> jax.Array:
+    return (number > 0) & (number % truncate == 0)
+
+
+def _forward(scan, state, steps, chunk):
+    """The last state, h of all steps, and what is kept: of each step, or the state in front of
+    each chunk.
+    """
     if chunk is None:
-        each = (delta, h, kept, steps.real, steps.cut)
-        return lax.scan(step, carry, each, reverse=True)
+        last, (h, kept) = scan(state, steps)
+        return last, h, kept
+
+    def part(state, steps):
+        last, (h, _) = scan(state, steps)
+        return last, (h, state)
+
+    last, (h, borders) = lax.scan(part, state, _chunks(steps, chunk))
+    return last, h.reshape(-1, *h.shape[2:])[: len(steps.x)], borders
+
+
+def _backward(scan, back, carry, steps, delta, h, kept, chunk):
+    """The delta of the first state, and the deltas of the pre-activations (B, T, ...)."""
+    if chunk is None:
+        return back(carry, (steps, delta, h, kept))[0]
 
     def part(carry, given):
         steps, delta, h, border = given
-        _, (_, kept) = lax.scan(_step(cell, params), border, steps)
-        return lax.scan(step, carry, (delta, h, kept, steps.real, steps.cut), reverse=True)
+        _, (_, kept) = scan(border, steps)
+        return back(carry, (steps, delta, h, kept))
 
-    each = (*_chunks((_with_real(steps, chunk), delta, h), chunk), kept)
-    before, delta_z = lax.scan(part, carry, each, reverse=True)
-    merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), delta_z)
-    return before, jax.tree.map(lambda leaf: leaf[: len(delta)], merged)
+    return lax.scan(part, carry, (*_chunks((steps, delta, h), chunk), kept), reverse=True)[0]
 
 
-def _with_real(steps, chunk):
-    """Steps that fill no chunk are filled up with steps that are not real."""
-    if steps.real is not None or len(steps.x) % chunk == 0:
-        return steps
-    return steps._replace(real=jnp.ones(steps.x.shape[:2], bool))
+def _chunks(tree: Tree, chunk: int) -> Tree:
+    """(T, ...) as (T/chunk, chunk, ...), filled up with zeros: steps that are not real.
 
-
-def _chunks(tree, chunk):
-    """(T, ...) as (T/chunk, chunk, ...), filled up with zeros and False."""
+    They have the number 0, and what they write on the way back the real step 0 writes over.
+    """
 
     def cut_up(leaf):
         ends = [(0, -len(leaf) % chunk)] + [(0, 0)] * (leaf.ndim - 1)
@@ -241,26 +246,34 @@ def _chunks(tree, chunk):
 # ---------------------------------------------------------------------------- helpers
 
 
-def _time_first(tree: Tree) -> Tree:
+def swapped(tree: Tree) -> Tree:
+    """(B, T, ...) as (T, B, ...), and back."""
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
 
 
-_time_second = _time_first
+def _where(real: jax.Array, x: jax.Array) -> jax.Array:
+    """x where a step is real, elsewhere 0."""
+    return jnp.where(real.reshape(real.shape + (1,) * (x.ndim - real.ndim)), x, jnp.zeros_like(x))
 
 
-def _where(real: jax.Array, new: jax.Array, old: jax.Array | None = None) -> jax.Array:
-    """``new`` where a step is real, elsewhere ``old`` or 0."""
-    real = real.reshape(real.shape + (1,) * (new.ndim - real.ndim))
-    return jnp.where(real, new, jnp.zeros((), new.dtype) if old is None else old)
+def _where_real(real: jax.Array | None, new: State, old: State) -> State:
+    """The new state, in the dtype of the old one, which stays where a step is not real."""
+    new = tuple(a.astype(b.dtype) for a, b in zip(new, old, strict=True))
+    if real is None:
+        return new
+    return tuple(jnp.where(real[:, None], a, b) for a, b in zip(new, old, strict=True))
 
 
-def _zeros(x: jax.Array, hidden: int) -> jax.Array:
-    """Zeros (B, H) that vary over the axes of a mesh as x does."""
-    return jnp.broadcast_to(jnp.zeros_like(x[:, 0, :1]), (len(x), hidden))
+def _before(y: jax.Array, state: Any) -> jax.Array:
+    """h in front of each step, for those that are real."""
+    first = jnp.zeros_like(y[:, :1]) if state is None else state[0][:, None]
+    return jnp.concatenate([first, y[:, :-1]], axis=1)
 
 
-def _like(new: State, old: State) -> State:
-    return tuple(a.astype(b.dtype) for a, b in zip(new, old, strict=True))
+def _zeros(x: jax.Array, *sizes: int) -> jax.Array:
+    """Zeros (B, ...) that vary over the axes of a mesh as x does."""
+    zero = jnp.zeros_like(x[:, 0, 0]).reshape(-1, *(1,) * len(sizes))
+    return jnp.broadcast_to(zero, (len(x), *sizes))
 
 
 def _arrays(cell: Cell, state: Any) -> Any:

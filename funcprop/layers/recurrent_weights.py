@@ -26,12 +26,9 @@ def joint_site(name: str) -> Site:
     """The site of z = x Wᵀ + h Uᵀ + b over all steps, with inputs (x, h)."""
 
     def gradients(inputs, delta):
-        x, h = inputs
-        return {
-            "w": contraction.outer(delta, x),
-            "u": contraction.outer(delta, h),
-            "b": contraction.total(delta),
-        }
+        both = contraction.outer(delta, jnp.concatenate(inputs, axis=-1))
+        w, u = jnp.split(both, [inputs[0].shape[-1]], axis=1)
+        return {"w": w, "u": u, "b": contraction.total(delta)}
 
     def rows(inputs, delta):
         return jnp.concatenate(inputs, axis=-1), delta

@@ -72,10 +72,12 @@ def rnn(
 
     def back(weights, kept, h, delta):
         delta_z, _ = activation.backward((), kept, delta[0].astype(h.dtype))
-        return (transport(delta_z, weights["u"], like=delta_z),), delta_z
+        return (transport(delta_z, weights["u"], like=delta_z),), (delta_z,)
 
     def sweep(weights, x, h, delta_z, statistic):
+        (delta_z,) = delta_z
         return transport(delta_z, weights["w"], like=x), statistic(site, (x, h), delta_z)
 
     check = joint_check("rnn", 1, hidden)
-    return recurrent(Cell("rnn", hidden, 1, init, check, step, back, sweep), state, truncate, chunk)
+    cell = Cell("rnn", hidden, 1, (hidden,), init, check, step, back, sweep)
+    return recurrent(cell, state, truncate, chunk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ...combinators import serial
 from ...layers.activations import gelu
 from ...layers.bidirectional import bidirectional, reverse
 from ...layers.gru import gru
@@ -31,5 +30,4 @@ CASES: tuple[Case, ...] = (
     Case("reverse", reverse(gru(3)), PADDED, True),
     Case("bidirectional", bidirectional(lstm(3, state=True)), BOTH, True),
     Case("last_step", last_step, PADDED, True),
-    Case("stacked", serial(lstm(3), gru(2), last_step), PADDED, True),
 )
