@@ -51,6 +51,8 @@ from .layers.activations import tanh_precise as tanh_precise
 from .layers.attention import attention as attention
 from .layers.batch_norm import batch_norm as batch_norm
 from .layers.batch_norm import frozen_norm as frozen_norm
+from .layers.bidirectional import bidirectional as bidirectional
+from .layers.bidirectional import reverse as reverse
 from .layers.convolution import conv as conv
 from .layers.convolution import conv_transpose as conv_transpose
 from .layers.dense import affine as affine
@@ -69,12 +71,16 @@ from .layers.graph_attention import graph_attention as graph_attention
 from .layers.graph_pool import graph_pool as graph_pool
 from .layers.message_passing import message_passing as message_passing
 from .layers.mixture_of_experts import mixture_of_experts as mixture_of_experts
+from .layers.gru import gru as gru
+from .layers.lstm import lstm as lstm
 from .layers.normalization import group_norm as group_norm
 from .layers.normalization import layer_norm as layer_norm
 from .layers.normalization import rms_norm as rms_norm
 from .layers.pooling import avg_pool as avg_pool
 from .layers.pooling import global_avg_pool as global_avg_pool
 from .layers.pooling import max_pool as max_pool
+from .layers.recurrent_weights import from_pytorch as from_pytorch
+from .layers.rnn import rnn as rnn
 from .layers.rotary import rotary as rotary
 from .layers.sequence import last_step as last_step
 from .layers.shape import concatenate as concatenate

@@ -20,6 +20,7 @@ from benchmarks.layers import (
     mixture_of_experts,
     normalization,
     pooling,
+    recurrent,
     ssm,
     tree,
 )
@@ -37,6 +38,7 @@ FAMILIES = {
     "graph": graph.rows,
     "ssm": ssm.rows,
     "mixture_of_experts": mixture_of_experts.rows,
+    "recurrent": recurrent.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""
 

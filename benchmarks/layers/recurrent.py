@@ -1,0 +1,96 @@
+"""Recurrent layers, and PyTorch's where it is installed."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import funcprop as fp
+from benchmarks.layers.row import Row, layer_row
+
+# The plain forms: the steps of a cell as they stand in a textbook, and a scan over them.
+
+
+def rnn_cell(params, x, h):
+    h = jnp.tanh(x + h @ params["u"].T)
+    return h, h
+
+
+def lstm_cell(params, x, state):
+    h, c = state
+    i, f, g, o = jnp.split(x + h @ params["u"].T, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return (h, c), h
+
+
+def gru_cell(params, x, h):
+    a_r, a_z, a_n = jnp.split(x, 3, axis=-1)
+    v_r, v_z, v_n = jnp.split(h @ params["h"]["w"].T + params["h"]["b"], 3, axis=-1)
+    r, z = jax.nn.sigmoid(a_r + v_r), jax.nn.sigmoid(a_z + v_z)
+    n = jnp.tanh(a_n + r * v_n)
+    h = (1 - z) * n + z * h
+    return h, h
+
+
+def projected(params, x):
+    params = params.get("x", params)
+    return x @ params["w"].T + params["b"]
+
+
+def scanned(cell, hidden, arrays=1, hoisted=False, wrap=lambda step: step, reverse=False):
+    """``f(params, x) -> y``; the projection of x inside the scan, or ``hoisted`` in front of it."""
+
+    def run(params, x):
+        x = jnp.swapaxes(x, 0, 1)
+        x = projected(params, x) if hoisted else x
+
+        def step(state, x):
+            return cell(params, x if hoisted else projected(params, x), state)
+
+        zeros = jnp.zeros((x.shape[1], hidden), x.dtype)
+        start = zeros if arrays == 1 else (zeros,) * arrays
+        return jnp.swapaxes(lax.scan(wrap(step), start, x, reverse=reverse)[1], 0, 1)
+
+    return run
+
+
+def forms(cell, hidden, arrays=1):
+    form = functools.partial(scanned, cell, hidden, arrays)
+    return {
+        "jax.vjp": form(),
+        "projection hoisted": form(hoisted=True),
+        "jax.checkpoint": form(wrap=jax.checkpoint),
+    }
+
+
+def rows(scale: float = 1.0) -> list[Row]:
+    time, batch, width, hidden = (max(2, round(n * scale)) for n in (100, 32, 64, 128))
+    shape, faster = (batch, time, width), "1.25 times"
+    lstm, gru, rnn = (
+        forms(lstm_cell, hidden, 2),
+        forms(gru_cell, hidden),
+        forms(rnn_cell, hidden),
+    )
+    back = scanned(lstm_cell, hidden, 2, reverse=True)
+
+    def both(params, x):
+        return jnp.concatenate([lstm["jax.vjp"](params[0], x), back(params[1], x)], axis=-1)
+
+    size = f"T {time}, B {batch}, d {width}, H {hidden}"
+    return [
+        layer_row(f"lstm, {size}", fp.lstm(hidden), lstm, shape, aim=faster),
+        layer_row(f"gru, {size}", fp.gru(hidden), gru, shape, aim=faster),
+        layer_row(f"rnn, {size}", fp.rnn(hidden), rnn, shape, aim="0.97 times"),
+        layer_row("bidirectional lstm", fp.bidirectional(fp.lstm(hidden)), both, shape, aim=faster),
+        layer_row(
+            f"lstm, T {10 * time}, chunks of {time // 5}",
+            fp.lstm(hidden, chunk=max(1, time // 5)),
+            lstm,
+            (batch, 10 * time, width),
+            aim="half the memory",
+        ),
+    ]
