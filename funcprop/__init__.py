@@ -69,10 +69,10 @@ from .layers.gated import swiglu as swiglu
 from .layers.graph import graph_conv as graph_conv
 from .layers.graph_attention import graph_attention as graph_attention
 from .layers.graph_pool import graph_pool as graph_pool
-from .layers.message_passing import message_passing as message_passing
-from .layers.mixture_of_experts import mixture_of_experts as mixture_of_experts
 from .layers.gru import gru as gru
 from .layers.lstm import lstm as lstm
+from .layers.message_passing import message_passing as message_passing
+from .layers.mixture_of_experts import mixture_of_experts as mixture_of_experts
 from .layers.normalization import group_norm as group_norm
 from .layers.normalization import layer_norm as layer_norm
 from .layers.normalization import rms_norm as rms_norm

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from .. import contraction
 from ..layer import LayerError, Site, check_float
-from .dense import zeros
-from .embedding import lecun_normal
 
 Tree = Any
 orthogonal = jax.nn.initializers.orthogonal()
