@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,9 +73,9 @@ def check_layer(
             params = _not_constant(draw, layer.init(init_key, own)[0])
         # The same numbers serve every dtype: those of the working one, exactly.
         params, x = (_cast(_cast(tree, dtype), np.float64) for tree in (params, x))
-        y = jax.eval_shape(layer.apply, params, x, run_key)
+        y = jax.eval_shape(lambda params: layer.apply(params, x, run_key), params)
         delta = _cast(_cast(_draw_like(draw, y), dtype), np.float64)
-        sides = _sides(layer, params, x, run_key)
+        sides = [functools.partial(side, x, run_key) for side in _sides(layer)]
 
         given = tuple(_cast(tree, dtype) for tree in (params, _floats(x), delta))
         manual, automatic = (side(*given) for side in sides)
@@ -159,15 +160,19 @@ def check_gradient(
 # ------------------------------------------------------------------------------ pieces
 
 
-def _sides(layer, params, x, key):
-    """(hand-written, automatic): functions of (params, floats of x, delta) to a dict of both."""
+@functools.lru_cache(maxsize=1)
+def _sides(layer):
+    """(hand-written, automatic): of (x, key, params, floats of x, delta) to a dict of both.
 
-    def manual(params, floats, delta):
+    The last layer's are kept: checks in several dtypes compile the float64 truth once.
+    """
+
+    def manual(x, key, params, floats, delta):
         _, residuals = layer.forward(params, _with_floats(x, floats), key)
         delta_x, grads = layer.backward(params, residuals, delta, gradient)
         return {"params": grads, "x": _floats(delta_x)}
 
-    def automatic(params, floats, delta):
+    def automatic(x, key, params, floats, delta):
         def apply(params, floats):
             return _floats(layer.apply(params, _with_floats(x, floats), key))
 
