@@ -12,7 +12,7 @@ ask for a network that makes no mistake anywhere.
 Printed are the accuracies by depth, for each seed of the network and in the mean, and how often the
 root's classifier, asked at every node of the expressions of depth 10, agrees with the node's true
 value.  The picture shows the accuracies on the way there too, the losses, and one expression with
-the network's belief at every node.  Takes about half a minute on two cores.
+the network's belief at every node.  Takes about a minute on two cores.
 """
 
 import argparse
