@@ -184,7 +184,7 @@ def test_tree_logic(run):
     assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:10])
     assert found["deep"] > 0.9
     assert f"depth 5 to 10, mean of 1 seeds: {found['deep']:.2%}" in printed
-    ids, children, truth = found["tests"][10]
+    ids, _, truth = found["tests"][10]
     assert ids.shape == truth.shape == (40, 64)
     assert truth[:, -1].mean() == 0.5
     expression = ("and", ("True",), ("not", ("xor", ("True",), ("False",))))
