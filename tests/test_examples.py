@@ -23,6 +23,7 @@ SMALL_ARGUMENTS = {
     "text_generation": ["--toy"],
     "translation": ["--toy", "--tasks", "dates"],
     "why_nonlinear": ["--steps", "300"],
+    "tree_logic": ["--toy"],
     "why_stored_activations": ["--depths", "4", "16", "--batch", "32", "--rounds", "3"],
 }
 
@@ -285,3 +286,26 @@ def test_translation(run):
     assert (sizes[:, len(words) :] == 0).all()
     assert _is_picture(Path("runs/translation.png"))
     assert _apart_from_jax_grad(printed) < 1e-4
+
+
+# --------------------------------------------------------------------- tree_logic
+
+
+def test_tree_logic(run):
+    found, printed = run("tree_logic")
+    (losses,), (params,) = found["losses"].values(), found["final"].values()
+    assert params[0][1]["gates"]["u"].shape == (48, 16)
+    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:10])
+    assert found["deep"] > 0.9
+    assert f"depth 5 to 10, mean of 1 seeds: {found['deep']:.2%}" in printed
+    ids, _, truth = found["tests"][10]
+    assert ids.shape == truth.shape == (40, 64)
+    assert truth[:, -1].mean() == 0.5
+    expression = ("and", ("True",), ("not", ("xor", ("True",), ("False",))))
+    assert found["flat"](expression) == (
+        [2, 2, 1, 6, 3, 4],
+        [[-1, -1], [-1, -1], [-1, -1], [1, 2], [3, -1], [0, 4]],
+        [True, True, False, True, False, False],
+    )
+    assert _is_picture(Path("runs/tree_logic.png"))
+    assert float(printed.splitlines()[-1].split()[-1]) < 1e-6
