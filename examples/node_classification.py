@@ -56,11 +56,11 @@ models = {
         fp.pick(0),
     ),
     "GAT": fp.serial(
-        fp.graph_attention(8, heads=4),
+        fp.graph_attention(8, heads=4, w_init=glorot),
         fp.on(0, fp.tanh),
-        fp.graph_attention(16, heads=4, concat=False),
+        fp.graph_attention(16, heads=4, concat=False, w_init=glorot),
         fp.on(0, fp.tanh),
-        fp.on(0, fp.dense(2)),
+        fp.on(0, fp.dense(2, w_init=glorot)),
         fp.pick(0),
     ),
 }
