@@ -22,6 +22,7 @@ SMALL_ARGUMENTS = {
     "first_steps": [],
     "text_generation": ["--toy"],
     "translation": ["--toy", "--tasks", "dates"],
+    "node_classification": ["--toy"],
     "why_nonlinear": ["--steps", "300"],
     "tree_logic": ["--toy"],
     "why_stored_activations": ["--depths", "4", "16", "--batch", "32", "--rounds", "3"],
@@ -144,6 +145,25 @@ def test_the_fixture_is_what_its_script_makes():
         eps = np.finfo(made[name].dtype).eps
         gap = np.abs(arrays[name] - made[name]).max() / np.abs(made[name]).max()
         assert gap <= 16 * eps, name  # another machine's BLAS may add in another order
+
+
+# ------------------------------------------------------------ node_classification
+
+
+def test_node_classification(run):
+    found, printed = run("node_classification")
+    assert found["x"][0].shape == (1, 34, 34)
+    assert found["x"][1].shape == (1, 2 * 78, 2)
+    assert found["given"].sum() == 2
+    assert len(found["right"]["GCN"]) == len(found["right"]["GAT"]) == 2
+    assert min(found["right"]["GCN"]) >= 32
+    assert np.mean(found["right"]["GAT"]) >= 31
+    for losses in found["losses"].values():
+        assert losses[-1] < 0.3 * losses[0]
+    assert _is_picture(Path("runs/node_classification.png"))
+    last = printed.splitlines()[-1]
+    assert last.startswith("first 20 losses differ from those with jax.grad by at most ")
+    assert float(last.split()[-1]) < 1e-5
 
 
 # ------------------------------------------------------------------ why_nonlinear

@@ -445,8 +445,8 @@ def test_what_is_refused(run, message):
     [
         (
             graph,
-            "(delta, own, edge, graphs.target, graphs.source)",
-            "(delta, own, edge, graphs.source, graphs.target)",
+            "(delta, own, edge, turned)",
+            "(delta, own, edge, graphs)",
             "m.graph_conv(2)",
             PLAIN,
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -48,11 +47,11 @@ def graph_conv(
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import graph_conv
     >>> layer = graph_conv(1, w_init=jax.nn.initializers.ones)
-    >>> x, edges = jnp.array([[[4.0], [2.0], [8.0]]]), jnp.array([[[0, 1], [-1, -1]]])
-    >>> shapes = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in (x, edges))
-    >>> params, _ = layer.init(jax.random.key(0), shapes)
-    >>> layer.apply(params, (x, edges))[0].round(3).tolist()  # 4/√(1·2) + 2/2 = 3.828
-    [[[4.0], [3.828], [8.0]]]
+    >>> x, edges = jnp.array([[[4.0], [2.0], [8.0], [4.0]]]), jnp.array([[[0, 3], [1, 3], [2, 3]]])
+    >>> shape = (jax.ShapeDtypeStruct((4, 1), "float32"), jax.ShapeDtypeStruct((3, 2), "int32"))
+    >>> params, _ = layer.init(jax.random.key(0), shape)
+    >>> layer.apply(params, (x, edges))[0].round(3).ravel().tolist()  # 8 = 4/4 + (4 + 2 + 8)/√4
+    [4.0, 2.0, 8.0, 8.0]
     """
     check_features("graph_conv", features)
 
@@ -80,33 +79,28 @@ def graph_conv(
         root = lax.rsqrt(degree)
         edge = taken(root, graphs.source) * taken(root, graphs.target)
         own = graphs.good[:, None].astype(degree.dtype) / degree
-        y = _propagated(h, own, edge, graphs.source, graphs.target, params.get("b"))
+        y = _propagated(h, own, edge, graphs, params.get("b"))
         return (graphs.real(y), *others), (x, own, edge, graphs)
 
     def backward(weights, residuals, delta, statistic=gradient):
         x, own, edge, graphs = residuals
         delta, *others = delta
         delta = graphs.real(delta)
-        delta_h = _propagated(delta, own, edge, graphs.target, graphs.source)
+        turned = graphs._replace(source=graphs.target, target=graphs.source)
+        delta_h = _propagated(delta, own, edge, turned)
         tree = statistic(site, x, (delta_h, delta))
         return (contraction.transport(delta_h, weights["w"], like=x), *others), tree
 
     return Layer(init, forward, backward, "graph_conv")
 
 
-def _propagated(
-    h: jax.Array,
-    own: jax.Array,
-    edge: jax.Array,
-    source: jax.Array,
-    target: jax.Array,
-    b: jax.Array | None = None,
-) -> jax.Array:
-    """Â h + b; with source and target exchanged Âᵀ h + b."""
+def _propagated(h: Any, own: Any, edge: Any, graphs: Graphs, b: Any = None) -> jax.Array:
+    """Â h + b, with the elements of Â on its diagonal (B, N) and of the edges (B, E)."""
     wide = accumulated(h)
     start = wide * own[..., None]
     start = start if b is None else start + accumulated(b)
-    return added(start, target, taken(wide, source) * edge[..., None]).astype(h.dtype)
+    messages = taken(wide, graphs.source) * edge[..., None]
+    return added(start, graphs.target, messages).astype(h.dtype)
 
 
 # ------------------------------------------------------------------------ the disjoint union
@@ -136,12 +130,12 @@ class Graphs(NamedTuple):
         nodes, edges, mask = x[0].shape[1], x[1], x[2 + features] if x[2 + features :] else None
         _check_ends(name, nodes, edges)
         edges = edges.astype(jnp.int32) if edges.dtype.itemsize < 4 else edges
-        ends = edges[..., 0], edges[..., 1]
-        padding, real = (e == -1 for e in ends), ((e >= 0) & (e < nodes) for e in ends)
-        padding, real = (functools.reduce(jnp.logical_and, both) for both in (padding, real))
+        source, target = edges[..., 0], edges[..., 1]
+        real = (source >= 0) & (source < nodes) & (target >= 0) & (target < nodes)
         one = jnp.ones((), jnp.float32)
-        good = jnp.where(jnp.all(padding | real, axis=1), one, jnp.nan * one)
-        source, target = (jnp.where(real, e, NONE).astype(jnp.int32) for e in ends)
+        good = jnp.all(real | ((source == -1) & (target == -1)), axis=1)
+        good = jnp.where(good, one, jnp.nan * one)
+        source, target = (jnp.where(real, e, NONE).astype(jnp.int32) for e in (source, target))
         if mask is not None:
             mask = jnp.asarray(mask)
             real = taken(mask, source) & taken(mask, target)
