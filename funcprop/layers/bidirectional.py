@@ -55,9 +55,7 @@ def reverse(layer: Layer) -> Layer:
         delta_x, tree = layer.backward(weights, residuals, turned(delta, lengths), statistic)
         return turned(delta_x, lengths), tree
 
-    return Layer(
-        layer.init, forward, backward, "reverse", (layer,), lambda parts: reverse(*parts)
-    )
+    return Layer(layer.init, forward, backward, "reverse", (layer,), lambda parts: reverse(*parts))
 
 
 def bidirectional(layer: Layer, backwards: Layer | None = None) -> Layer:

@@ -78,7 +78,9 @@ def recurrent(cell: Cell, state: bool, truncate: int | None, chunk: int | None) 
         size = tuple(x) if is_shape(x) else tuple(x.shape)
         padded = length is not None
         if len(size) != 2 or (padded and length.shape != ()):
-            raise LayerError(cell.name, f"shape is {shape}, (T, d) is due, or that with a length ()")
+            raise LayerError(
+                cell.name, f"shape is {shape}, (T, d) is due, or that with a length ()"
+            )
         out = (size[0], cell.hidden)
         if not is_shape(x):
             out = joined(jax.ShapeDtypeStruct(out, x.dtype), length, own, padded)

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from .. import contraction
 from ..layer import LayerError, Site, check_float
-from .dense import zeros
-from .embedding import lecun_normal
 
 Tree = Any
 orthogonal = jax.nn.initializers.orthogonal()
@@ -81,6 +79,11 @@ def check_weights(name: str, params: Any, x: jax.Array, due: dict[str, tuple[int
             raise LayerError(name, f"x is {x.dtype}, {label} is {leaf.dtype}; cast one")
 
 
+def sigmoid(z: jax.Array) -> jax.Array:
+    """1/(1 + e⁻ᶻ) as ½ + ½ tanh ½z, which is faster."""
+    return jnp.tanh(z * 0.5) * 0.5 + 0.5
+
+
 def from_pytorch(w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Tree:
     """The params of an rnn, lstm or gru from the weights of PyTorch's layer of that name.
 
@@ -119,5 +122,3 @@ def from_pytorch(w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Tr
     if GATES[rows // hidden] == "gru":
         return {"x": {"w": w_ih, "b": biases[0]}, "h": {"w": w_hh, "b": biases[1]}}
     return {"w": w_ih, "u": w_hh, "b": biases[0] + biases[1]}
-
-
