@@ -11,8 +11,9 @@ from ..contraction import accumulated, affine_map, outer, total, transport
 from ..layer import Layer, LayerError, Site
 from .dense import zeros
 from .embedding import lecun_normal
-from .recurrent import Cell, recurrent
+from .recurrent import recurrent
 from .recurrent_weights import check_weights, orthogonal, sigmoid, stacked
+from .steps import Cell
 
 
 def gru(

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from ..contraction import accumulated, transport
 from ..layer import Layer
 from .embedding import lecun_normal
-from .recurrent import Cell, recurrent
+from .recurrent import recurrent
 from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal, sigmoid
+from .steps import Cell
 
 
 def forget_one(key, shape):
@@ -91,13 +92,13 @@ def lstm(
         i, f, g, o, c, squashed = accumulated(kept)
         delta_h, delta_c = delta
         delta_c = delta_c + delta_h * o * (1 - squashed * squashed)
-        delta_z = [
+        gates = [
             delta_c * g * i * (1 - i),
             delta_c * c * f * (1 - f),
             delta_c * i * (1 - g * g),
             delta_h * squashed * o * (1 - o),
         ]
-        delta_z = jnp.concatenate(delta_z, axis=-1).astype(h.dtype)
+        delta_z = jnp.concatenate(gates, axis=-1).astype(h.dtype)
         return (transport(delta_z, weights["u"], like=delta_z), delta_c * f), (delta_z,)
 
     def sweep(weights, x, h, delta_z, statistic):
