@@ -79,6 +79,11 @@ def check_weights(name: str, params: Any, x: jax.Array, due: dict[str, tuple[int
             raise LayerError(name, f"x is {x.dtype}, {label} is {leaf.dtype}; cast one")
 
 
+def sigmoid(z: jax.Array) -> jax.Array:
+    """1/(1 + e⁻ᶻ) as ½ + ½ tanh ½z, which is faster."""
+    return jnp.tanh(z * 0.5) * 0.5 + 0.5
+
+
 def from_pytorch(w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Tree:
     """The params of an rnn, lstm or gru from the weights of PyTorch's layer of that name.
 

@@ -9,8 +9,9 @@ from ..layer import Layer, LayerError, as_layer
 from .activations import tanh
 from .dense import zeros
 from .embedding import lecun_normal
-from .recurrent import Cell, recurrent
+from .recurrent import recurrent
 from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal
+from .steps import Cell
 
 
 def rnn(
