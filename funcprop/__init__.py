@@ -2,6 +2,7 @@
 
 from . import checking as checking
 from . import datasets as datasets
+from .auxiliary import auxiliary as auxiliary
 from .calibration import calibrate as calibrate
 from .checking.compare import Difference as Difference
 from .checking.compare import Report as Report

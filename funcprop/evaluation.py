@@ -76,11 +76,12 @@ def _evaluate(rule, scores, params, rule_state, batch):
     return found | {name: jnp.mean(score(prediction, y)) for name, score in scores}
 
 
-def accuracy(prediction: jax.Array, target: Tree) -> jax.Array:
+def accuracy(prediction: Tree, target: Tree) -> jax.Array:
     """Which examples have their largest score at the label, 1. or 0.; of tokens the part.
 
     Args:
-        prediction: scores (B, ..., C).
+        prediction: scores (B, ..., C), or a tuple of them and what came beside them, as
+            :func:`auxiliary` takes it.
         target: labels (B, ...), distributions (B, ..., C), or (target, mask) as a loss takes it.
 
     Returns:
@@ -91,6 +92,7 @@ def accuracy(prediction: jax.Array, target: Tree) -> jax.Array:
     >>> accuracy(jnp.array([[1.0, 2.0], [2.0, 1.0]]), jnp.array([1, 1])).tolist()
     [1.0, 0.0]
     """
+    prediction = prediction[0] if isinstance(prediction, (tuple, list)) else prediction
     target, mask = target if isinstance(target, (tuple, list)) else (target, None)
     labels = target if target.ndim < prediction.ndim else jnp.argmax(target, axis=-1)
     if labels.shape != prediction.shape[:-1]:

@@ -74,7 +74,6 @@ def value_and_backprop(
 
         def sweep(x, y, share, key):
             prediction, residuals = model.forward(own, x, key)
-            _check_prediction(prediction)
             losses, loss_residuals = loss.forward(loss_own, (prediction, y))
             share = _checked_share(share, losses, size)
             (delta, _), loss_tree = loss.backward(loss_carriers, loss_residuals, share, statistic)
@@ -145,14 +144,6 @@ def _batch_size(x: Tree, y: Tree) -> int:
             f"x and y have shapes {shapes}; one leading batch axis of 1 or more examples is due",
         )
     return sizes[0][0]
-
-
-def _check_prediction(prediction: Tree) -> None:
-    if not hasattr(prediction, "dtype"):
-        raise LayerError(
-            "model",
-            "it returns a tuple, a loss takes one array; end it with a layer that picks one",
-        )
 
 
 def _check_sample_weight(sample_weight: Any, size: int) -> None:

@@ -19,6 +19,12 @@ def unpack(name: str, x: Any) -> tuple[Any, Any, Any]:
     if not isinstance(x, (tuple, list)) or len(x) != 2:
         raise LayerError(name, "x must be the pair (prediction, target)")
     prediction, target = x
+    if isinstance(prediction, (tuple, list)):
+        raise LayerError(
+            name,
+            f"the model returns a tuple of {len(prediction)}, a loss takes one array; end the "
+            "model with pick(0), or for (prediction, balance) use auxiliary(loss, coefficient)",
+        )
     check_float(name, prediction, "prediction")
     if prediction.ndim == 0 or prediction.shape[0] == 0:
         raise LayerError(

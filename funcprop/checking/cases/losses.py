@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...auxiliary import auxiliary
 from ...losses import (
     hinge,
     huber,
@@ -59,4 +60,9 @@ CASES: tuple[Case, ...] = (
         entries(normal(4, 3, 5), (labels(4, 3, classes=7), mask(4, 3))),
     ),
     Case("hinge", hinge, entries(normal(4, 3), signs(4, 3))),
+    Case(
+        "auxiliary",
+        auxiliary(softmax_cross_entropy(), 0.5),
+        entries((normal(4, 5), normal(4)), labels(4, classes=5)),
+    ),
 )

@@ -1,0 +1,344 @@
+"""Mixtures of experts: all experts on all tokens, ties, no mixing of examples; auxiliary losses."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import funcprop as fp
+from funcprop import LayerError
+from funcprop.checking import automatic
+from funcprop.checking.cases.case import entries, labels, normal
+from funcprop.layers import mixture_of_experts as module
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+KEY = jax.random.key(0)
+
+
+def swept(layer, params, x, delta):
+    y, residuals = layer.forward(params, x)
+    return y, *layer.backward(params, residuals, delta)
+
+
+def everywhere(params, x, chosen, activation, gated=False):
+    """All experts on all tokens (B, T, n), written from the equations."""
+    up, down = params["up"], params["down"]
+    s = x @ params["router"]["w"].T
+    top, ids = jax.lax.top_k(s, chosen)
+    one_hot = jax.nn.one_hot(ids, s.shape[-1], dtype=x.dtype)
+    gates = jnp.sum(one_hot * jax.nn.softmax(top)[..., None], axis=-2)
+    z = jnp.einsum("btn,emn->btem", x, up["w"]) + up["b"]
+    if gated:
+        first, second = jnp.split(z, 2, axis=-1)
+        h = activation(first) * second
+    else:
+        h = activation(z)
+    o = jnp.einsum("btem,enm->bten", h, down["w"]) + down["b"]
+    spread = one_hot.mean((1, 2)) * jax.nn.softmax(s).mean(1)
+    return jnp.einsum("bten,bte->btn", o, gates), s.shape[-1] * spread.sum(-1)
+
+
+def made(layer, shape, seed=0):
+    """Parameters whose biases are not 0."""
+    params, _ = layer.init(jax.random.key(seed), shape)
+    return jax.tree.map(lambda leaf: leaf + jax.random.uniform(KEY, leaf.shape), params)
+
+
+@settings(deadline=None, derandomize=True, max_examples=4)
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 9),
+    experts=st.integers(2, 5),
+    chosen=st.integers(1, 2),
+    gated=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_it_is_all_experts_on_all_tokens(batch, tokens, experts, chosen, gated, seed):
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(seed)
+        layer = fp.mixture_of_experts(experts, 3, chosen=chosen, activation=fp.silu, gated=gated)
+        params = jax.tree.map(
+            lambda leaf: draw.normal(size=leaf.shape), layer.init(KEY, (tokens, 2))[0]
+        )
+        x, before, delta = (draw.normal(size=s) for s in ((batch, tokens, 2), batch, batch))
+        delta = (draw.normal(size=x.shape), delta)
+
+        def reference(params, x):
+            y, balance = everywhere(params, x[0], chosen, jax.nn.silu, gated)
+            return y, balance + x[1]
+
+        @jax.jit
+        def both(params, x, delta):
+            y, pullback = jax.vjp(reference, params, x)
+            found, delta_x, grads = swept(layer, params, x, delta)
+            return (found, grads, delta_x), (y, *pullback(delta))
+
+        found, due = both(params, (x, before), delta)
+        for ours, theirs in zip(*map(jax.tree.leaves, (found, due)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("fall", ["evenly", "on one", "on the last", "at random"])
+@pytest.mark.parametrize(("n", "experts"), [(3, 5), (40, 3), (700, 4)])
+def test_every_pair_stands_in_a_block_of_its_expert_once(n, experts, fall):
+    number = np.arange(n)
+    ids = {
+        "evenly": number % experts,
+        "on one": 0 * number,
+        "on the last": 0 * number + experts - 1,
+        "at random": np.random.default_rng(0).integers(0, experts, n),
+    }[fall]
+    blocks = module._blocks(jnp.asarray(ids, jnp.int32), experts)
+    expert, pair, place = map(np.asarray, blocks)
+    found = [(p, e) for e, row in zip(expert, pair, strict=True) for p in row if p < n]
+    assert sorted(found) == list(enumerate(ids))
+    np.testing.assert_array_equal(pair.ravel()[place], number)
+    assert pair.size < n + experts * pair.shape[1]  # no more rows than the last blocks leave empty
+
+
+def test_at_a_tie_the_first_experts_are_chosen_and_none_is_full():
+    layer = fp.mixture_of_experts(4, 3, activation=fp.tanh)
+    params = made(layer, (50, 2))
+    params["router"]["w"] = jnp.zeros_like(params["router"]["w"])
+    x = jax.random.normal(KEY, (2, 50, 2))
+    y, balance = layer.apply(params, x)
+    up, down = params["up"], params["down"]
+    each = [jnp.tanh(x @ up["w"][e].T + up["b"][e]) @ down["w"][e].T + down["b"][e] for e in (0, 1)]
+    np.testing.assert_allclose(y, (each[0] + each[1]) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(balance, 1, rtol=1e-6)
+
+
+def test_the_balance_is_e_where_all_tokens_go_to_one():
+    layer = fp.mixture_of_experts(4, 3, chosen=1)
+    params = made(layer, (6, 2))
+    params["router"]["w"] = jnp.zeros((4, 2)).at[2].set(100.0)
+    np.testing.assert_allclose(layer.apply(params, jnp.ones((3, 6, 2)))[1], 4, rtol=1e-6)
+
+
+def test_of_one_gated_expert_it_is_swiglu():
+    layer, plain = (
+        fp.mixture_of_experts(1, 5, chosen=1, activation=fp.silu, gated=True),
+        fp.swiglu(5),
+    )
+    params = made(layer, (7, 3))
+    x, delta = jax.random.normal(KEY, (2, 2, 7, 3))
+    own = {
+        name: jax.tree.map(lambda leaf: leaf[0], params[mine])
+        for name, mine in (("in", "up"), ("out", "down"))
+    }
+    (y, balance), delta_x, grads = swept(layer, params, x, (delta, jnp.zeros(2)))
+    due, due_x, due_grads = swept(plain, own, x, delta)
+    grads = {"in": grads["up"], "out": grads["down"]}
+    fp.compare(
+        (y, delta_x, grads), (due, due_x, jax.tree.map(lambda leaf: leaf[None], due_grads))
+    ).assert_ok()
+    assert balance.tolist() == [1, 1]
+
+
+# ------------------------------------------------------------------------- whole models
+
+TOKENS = (5, 4)
+
+
+def model():
+    def block(*norm):
+        return fp.residual(fp.serial(*norm, fp.mixture_of_experts(3, 6, activation=fp.tanh)))
+
+    deeper = fp.repeat(fp.remat(block(fp.on(0, fp.layer_norm()))), 2)
+    head = fp.on(0, fp.serial(fp.flatten, fp.dense(3)))
+    return fp.serial(block(), deeper, head)
+
+
+LOSS = fp.auxiliary(fp.softmax_cross_entropy(), 0.1)
+
+
+@functools.cache
+def drawn():
+    x = jax.random.normal(KEY, (12, *TOKENS))
+    y = jnp.argmax(x[:, 0, :3], axis=-1)
+    return model().init(KEY, TOKENS)[0], x, y
+
+
+def test_a_model_with_its_balances():
+    params, x, y = drawn()
+    fp.check_model(model(), params, x, y, LOSS).assert_ok()
+    prediction, balance = model().apply(params, x)
+    assert prediction.shape == (12, 3)
+    assert np.all(balance > 3 * 0.5)  # three layers have added theirs
+    value, _ = fp.value_and_backprop(model(), LOSS)(params, x, y)
+    plain = fp.softmax_cross_entropy().apply((), (prediction, y))
+    assert float(value) == pytest.approx(float(jnp.mean(plain + 0.1 * balance)), rel=1e-5)
+
+
+def test_training_is_that_of_jax_grad_and_its_scores_are_of_the_prediction():
+    params, x, y = drawn()
+    with jax.numpy_dtype_promotion("standard"):
+        (state, ours), (_, theirs) = (
+            fp.fit(
+                rule(model(), LOSS), optax.adam(1e-2), params, (x, y), key=KEY, steps=40, every=40
+            )
+            for rule in (fp.backpropagation, automatic)
+        )
+        found = fp.evaluate(
+            fp.backpropagation(model(), LOSS),
+            state.params,
+            (x, y),
+            scores={"accuracy": fp.accuracy},
+        )
+    np.testing.assert_allclose(ours["loss"][:20], theirs["loss"][:20], rtol=1e-4)
+    assert ours["loss"][-1] < 0.7 * ours["loss"][0]
+    right = jnp.argmax(model().apply(state.params, x)[0], -1) == y
+    assert found["accuracy"] == pytest.approx(float(right.mean()))
+
+
+def test_examples_do_not_mix():
+    """Per-example gradients are those of batches of one example, and nobody sees a neighbour."""
+    layer = fp.mixture_of_experts(3, 6, activation=fp.tanh)
+    params, x, _ = drawn()
+    own = params[0][0]
+    delta = (x[::-1], jnp.arange(12.0))
+
+    def each(site, inputs, delta):
+        def one(inputs, delta):
+            return site.gradient(*jax.tree.map(lambda leaf: leaf[None], (inputs, delta)))
+
+        return jax.vmap(one)(inputs, delta)
+
+    @jax.jit
+    def together(x, delta):
+        y, residuals = layer.forward(own, x)
+        return y, *layer.backward(own, residuals, delta, each)
+
+    @jax.jit
+    def alone(x, delta):
+        def one(x, delta):
+            first = jax.tree.map(lambda leaf: leaf[None], (x, delta))
+            y, delta_x, grads = swept(layer, own, *first)
+            return jax.tree.map(lambda leaf: leaf[0], (y, delta_x)), grads
+
+        (y, delta_x), grads = jax.lax.map(lambda pair: one(*pair), (x, delta))
+        return y, delta_x, grads
+
+    fp.compare(together(x, delta), alone(x, delta)).assert_ok()
+    other = together(x.at[3].set(7.0), delta)[0]
+    np.testing.assert_array_equal(
+        np.delete(other[0], 3, 0), np.delete(together(x, delta)[0][0], 3, 0)
+    )
+
+
+# ---------------------------------------------------------------------------- auxiliary
+
+
+def test_the_curvature_of_what_is_beside_is_0():
+    prediction, target = (jax.random.normal(KEY, (4, 5)), jnp.ones(4)), jnp.array([0, 4, 2, 2])
+    plain = fp.softmax_cross_entropy()
+    _, residuals = LOSS.forward((), (prediction, target))
+    _, own = plain.forward((), (prediction[0], target))
+    root, beside = LOSS.root(residuals)
+    np.testing.assert_array_equal(root, plain.root(own))
+    assert beside.shape == (len(root), 4)
+    assert not beside.any()
+    drawn, beside = LOSS.sample(KEY, residuals)
+    np.testing.assert_array_equal(drawn, plain.sample(KEY, own))
+    assert beside.tolist() == [0] * 4
+
+
+def test_of_a_loss_with_parameters():
+    loss = fp.auxiliary(fp.linear_cross_entropy(7, chunk=3), 0.3)
+    both = fp.mixture_of_experts(3, 4)
+    x, y = jax.random.normal(KEY, (6, 5)), jnp.arange(6)
+    params = (both.init(KEY, (5,))[0], loss.init(KEY, ((x[0], x[0, 0]), y[0]))[0])
+    assert params[1]["w"].shape == (3, 3, 5)
+    sweep = fp.value_and_backprop(both, loss)
+    reference = automatic(both, loss).estimate
+    fp.compare(sweep, lambda *a: reference(a[0], (), *a[1:], None)[:2], params, x, y).assert_ok()
+
+
+X, Y = jnp.ones((2, 3, 4)), jnp.array([0, 1])
+MOE = fp.mixture_of_experts(3, 5)
+P, _ = MOE.init(KEY, (3, 4))
+PAIR = (jnp.ones((2, 3)), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: fp.mixture_of_experts(0, 3), "mixture_of_experts: experts is 0, a whole number"),
+        (lambda: fp.mixture_of_experts(2, 1.5), "hidden is 1.5"),
+        (lambda: fp.mixture_of_experts(2, 3, chosen=3), "chosen is 3, at most the 2 experts"),
+        (lambda: fp.mixture_of_experts(2, 3, activation=jnp.tanh), "tanh is not a Layer"),
+        (
+            lambda: fp.mixture_of_experts(2, 3, activation=fp.dense(3)).init(KEY, (4,)),
+            "its activation dense has parameters",
+        ),
+        (lambda: MOE.init(KEY, ()), r"shape is \(\), \(..., n > 0\) is due"),
+        (lambda: MOE.apply({"w": 1}, X), r"params is not a dict of \['down', 'router', 'up'\]"),
+        (lambda: MOE.apply(P, X.astype(int)), "x is int32, floats are due"),
+        (lambda: MOE.apply(P, X[0, 0]), r"x is \(4,\), a batch \(B, ..., n\)"),
+        (lambda: MOE.apply(P, X[..., :3]), r"up holds float32\[3, 5, 4\], float32\[3, 5, 3\] is"),
+        (lambda: MOE.apply(P, X.astype("bfloat16")), r"bfloat16\[3, 5, 4\] is due"),
+        (lambda: MOE.apply(P, (X, Y, Y)), r"x is a tuple of 3, \(x, balance\) is due"),
+        (lambda: MOE.apply(P, (X, Y)), r"balance is int32\[2\], float32\[2\] is due"),
+        (lambda: fp.auxiliary(fp.softmax_cross_entropy, 1.0), "constructor, call it"),
+        (lambda: fp.auxiliary(LOSS, "1"), "coefficient is '1', a number is due"),
+        (lambda: fp.auxiliary(LOSS, float("inf")), "coefficient is inf, a finite number"),
+        (lambda: LOSS.apply((), PAIR[0]), r"x must be the pair \(prediction, target\)"),
+        (lambda: LOSS.apply((), (PAIR[0], Y)), "prediction is one array, a pair"),
+        (lambda: LOSS.apply((), ((*PAIR, Y), Y)), "prediction is a tuple of 3, a pair"),
+        (
+            lambda: LOSS.apply((), ((PAIR[0], Y), Y)),
+            r"beside the prediction is int32\[2\], float32",
+        ),
+        (
+            lambda: fp.softmax_cross_entropy().apply((), (PAIR, Y)),
+            r"returns a tuple of 2, a loss takes one array; .* use auxiliary\(loss, coefficient\)",
+        ),
+    ],
+)
+def test_what_is_refused(run, message):
+    with pytest.raises(LayerError, match=message):
+        run()
+
+
+MAKE, GATED = "m.mixture_of_experts(3, 4)", "m.mixture_of_experts(3, 4, gated=True)"
+SEQUENCE, SCORED = normal(4, 3, 2), entries((normal(4, 5), normal(4)), labels(4, classes=5))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "make"),
+    [
+        ("delta_o = (g[..., None] * wide)", "delta_o = (0 * g[..., None] + wide)", MAKE),
+        ("delta_s + _through_softmax(p, delta_p)", "delta_s", MAKE),
+        ("_through_softmax(g, delta_g)", "(g * delta_g)", MAKE),
+        ("(experts / x.shape[1])", "(1 / x.shape[1])", MAKE),
+        ("grad.at[e].add(part)", "grad.at[e].set(part)", "m.mixture_of_experts(2, 4, chosen=1)"),
+        ("_rows(delta, pair, ids) @ w[e]", "_rows(delta, pair, ids) @ w[0]", MAKE),
+        ("[delta_first, delta * first]", "[delta_first, delta * second]", GATED),
+        ("by_router + matched(", "0 * by_router + matched(", MAKE),
+    ],
+)
+def test_planted_faults_are_found(fault_is_found, old, new, make):
+    # Twenty tokens, so that an expert has more than one block.
+    draw = normal(4, 5, 2) if "set(part)" in new else SEQUENCE
+    fault_is_found(module, old, new, lambda m: eval(make), draw)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(own, coefficient * delta)", "(own, delta)"),
+        ("(own, coefficient * delta)", "(coefficient * own, coefficient * delta)"),
+        ("(own, coefficient * delta)", "(own, -coefficient * delta)"),
+    ],
+)
+def test_planted_faults_of_the_auxiliary_loss_are_found(fault_is_found, old, new):
+    broken = importlib.import_module("funcprop.auxiliary")
+    make = "m.auxiliary(fp.softmax_cross_entropy(), 0.5)"
+    fault_is_found(broken, old, new, lambda m: eval(make), SCORED)
