@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.layers import attention, convolution, dense, embedding, normalization, pooling
+from benchmarks.layers import (
+    attention,
+    convolution,
+    dense,
+    embedding,
+    models,
+    normalization,
+    pooling,
+)
 from benchmarks.layers.row import HEADER, Row, lines
 from benchmarks.timing import heading, table
 
@@ -22,6 +30,7 @@ FAMILIES = {
     "normalization": normalization.rows,
     "embedding": embedding.rows,
     "attention": attention.rows,
+    "models": models.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""
 
