@@ -18,6 +18,7 @@ from benchmarks.layers import (
     embedding,
     graph,
     mixture_of_experts,
+    models,
     normalization,
     pooling,
     recurrent,
@@ -39,6 +40,7 @@ FAMILIES = {
     "ssm": ssm.rows,
     "mixture_of_experts": mixture_of_experts.rows,
     "recurrent": recurrent.rows,
+    "models": models.rows,
 }
 """Functions that make a family's rows: ``rows(scale) -> [Row]``, sizes times ``scale`` or less."""
 
