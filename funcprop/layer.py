@@ -214,6 +214,12 @@ def check_float(layer: str, x: Any, argument: str = "x") -> None:
         )
 
 
+def check_count(layer: str, argument: str, value: Any) -> None:
+    """Raises unless ``value`` is a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise LayerError(layer, f"{argument} is {value!r}, a whole number above 0 is due")
+
+
 # ------------------------------------------------------------------- the bridge to autodiff
 
 

@@ -360,9 +360,9 @@ def run(x, params=RNN):
         (lambda: fp.tree_lstm(4).apply(RNN, PAIR), r"\['b', 'u', 'w'\], a dict of \['forget', 'ga"),
         (
             lambda: fp.tree_lstm(4).apply(LSTM | {"forget": {"w": 1}}, PAIR),
-            r"forget params is \['w'\]",
+            r"forget: params is \['w'\]",
         ),
-        (lambda: fp.tree_lstm(5).apply(LSTM, PAIR), r"gates w is \(12, 3\), \(15, 3\) is due"),
+        (lambda: fp.tree_lstm(5).apply(LSTM, PAIR), r"gates: w is \(12, 3\), \(15, 3\) is due"),
     ],
 )
 def test_what_is_refused(call, message):

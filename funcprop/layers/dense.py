@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .. import contraction
-from ..layer import Layer, LayerError, Site, as_layer, check_float, gradient
+from ..layer import Layer, LayerError, Site, as_layer, check_count, check_float, gradient
 from .activations import identity
 
 he_normal = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)
@@ -134,8 +134,7 @@ def dense(
 
 
 def check_features(layer: str, features: Any) -> None:
-    if isinstance(features, bool) or not isinstance(features, int) or features < 1:
-        raise LayerError(layer, f"features is {features!r}, a whole number above 0 is due")
+    check_count(layer, "features", features)
 
 
 def check_affine(layer: str, params: Any, x: Any, features: int, bias: bool) -> None:

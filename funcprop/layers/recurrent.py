@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, gradient, is_shape
+from ..layer import Layer, LayerError, check_count, gradient, is_shape
 from .sequence import check_lengths, valid
 from .steps import Cell, only_real, scan_back, scan_forward, steps_of, swapped
 
@@ -93,11 +93,6 @@ def recurrent(cell: Cell, state: bool, truncate: int | None, chunk: int | None) 
         return joined(delta_x, None, first, lengths is not None), tree
 
     return Layer(init, forward, backward, cell.name)
-
-
-def check_count(name: str, label: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise LayerError(name, f"{label} is {value!r}, a whole number above 0 is due")
 
 
 def _before(y: jax.Array, state: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The recursive network over trees, and what it has in common with the LSTM over trees."""
+"""The recursive network over trees."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated, affine_map, by_example, outer, total, transport
-from ..layer import Layer, LayerError, Site, as_layer, gradient
+from ..contraction import accumulated, by_example, transport
+from ..layer import Layer, LayerError, as_layer, check_count, gradient
 from .activations import tanh
 from .children import (
     add_below,
@@ -25,9 +25,7 @@ from .children import (
 )
 from .dense import zeros as zero_bias
 from .embedding import lecun_normal
-
-Tree = Any
-orthogonal = jax.nn.initializers.orthogonal()
+from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal
 
 
 def tree_rnn(
@@ -78,9 +76,10 @@ def tree_rnn(
     [1.0, 2.0, 13.0]
     """
     name = "tree_rnn"
-    check_hidden(name, hidden)
+    check_count(name, "hidden", hidden)
     activation = as_layer(activation, name)
-    site = joint_site(name)
+    site, check = joint_site(name), joint_check(name, 1, hidden)
+    weights_init = joint_init(1, hidden, w_init, u_init, b_init)
 
     def init(key, shape):
         x, children = shape_of_nodes(name, shape)
@@ -89,12 +88,12 @@ def tree_rnn(
             raise LayerError(
                 name, f"its activation {activation.name} has parameters or changes the shape"
             )
-        params = init_weights(key, hidden, hidden, x.shape[1], w_init, u_init, b_init)
+        params = weights_init(key, x.shape[1])
         return params, (jax.ShapeDtypeStruct((x.shape[0], hidden), x.dtype), children)
 
     def forward(params, x, key=None):
         check_nodes(name, x)
-        check_weights(name, params, x[0], hidden, hidden)
+        check(params, x[0])
 
         def run(x, children, params):
             under = places(children)
@@ -132,55 +131,3 @@ def tree_rnn(
         return (delta_x, None), statistic(site, (x, s), delta_z)
 
     return Layer(init, forward, backward, name)
-
-
-def joint_map(params, x, h):
-    return affine_map(x, params["w"]) + affine_map(h, params["u"]) + params["b"]
-
-
-def joint_site(name):
-    """z = x Wᵀ + s Uᵀ + b, one row a node."""
-
-    def gradients(inputs, delta):
-        x, s = inputs
-        return {"w": outer(delta, x), "u": outer(delta, s), "b": total(delta)}
-
-    def rows(inputs, delta):
-        return jnp.concatenate(inputs, axis=-1), delta
-
-    return Site(name, gradients, rows)
-
-
-def init_weights(key, rows, hidden, features, w_init, u_init, b_init):
-    w_key, u_key, b_key = jax.random.split(key, 3)
-    u_keys = jax.random.split(u_key, rows // hidden)
-    return {
-        "w": w_init(w_key, (rows, features)),
-        "u": jnp.concatenate([u_init(k, (hidden, hidden)) for k in u_keys]),
-        "b": b_init(b_key, (rows,)),
-    }
-
-
-def check_hidden(name: str, hidden: Any) -> None:
-    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-        raise LayerError(name, f"hidden is {hidden!r}, a whole number above 0 is due")
-
-
-def check_weights(
-    name: str, params: Any, x: jax.Array, rows: int, hidden: int, site: str = ""
-) -> None:
-    """Raises unless ``params`` is the w, u and b, of that many rows, of the site."""
-    if not isinstance(params, dict) or set(params) != {"b", "u", "w"}:
-        came = sorted(params) if isinstance(params, dict) else f"a {type(params).__name__}"
-        raise LayerError(name, f"{site}params is {came}, a dict of ['b', 'u', 'w'] is due")
-    due = {"w": (rows, x.shape[-1]), "u": (rows, hidden), "b": (rows,)}
-    for label, shape in due.items():
-        leaf = params[label]
-        if leaf.shape != shape:
-            raise LayerError(
-                name,
-                f"{site}{label} is {leaf.shape}, {shape} is due for x with {x.shape[-1]} features; "
-                "check the sizes given to init",
-            )
-        if leaf.dtype != x.dtype:
-            raise LayerError(name, f"x is {x.dtype}, {site}{label} is {leaf.dtype}; cast one")

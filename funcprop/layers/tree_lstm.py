@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..contraction import accumulated, by_example, outer, total, transport
-from ..layer import Layer, LayerError, Site, gradient
+from ..layer import Layer, LayerError, Site, check_count, gradient
 from .children import (
     add_below,
     at,
@@ -25,7 +25,7 @@ from .children import (
 )
 from .dense import zeros as zero_bias
 from .embedding import lecun_normal
-from .tree import check_hidden, check_weights, init_weights, joint_map, joint_site, orthogonal
+from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal
 
 
 def tree_lstm(
@@ -69,25 +69,25 @@ def tree_lstm(
     ((24, 8), (8, 8), (2,))
     """
     name = "tree_lstm"
-    check_hidden(name, hidden)
+    check_count(name, "hidden", hidden)
     gates_site, forget_site = joint_site(f"{name} gates"), _forget_site(f"{name} forget")
-    sizes = {"gates": 3 * hidden, "forget": hidden}
+    parts = {"gates": 3, "forget": 1}
 
     def init(key, shape):
         x, children = shape_of_nodes(name, shape)
         params = {
-            part: init_weights(k, rows, hidden, x.shape[1], w_init, u_init, b_init)
-            for (part, rows), k in zip(sizes.items(), jax.random.split(key), strict=True)
+            part: joint_init(rows, hidden, w_init, u_init, b_init)(k, x.shape[1])
+            for (part, rows), k in zip(parts.items(), jax.random.split(key), strict=True)
         }
         return params, (jax.ShapeDtypeStruct((x.shape[0], hidden), x.dtype), children)
 
     def forward(params, x, key=None):
         check_nodes(name, x)
-        if not isinstance(params, dict) or set(params) != set(sizes):
+        if not isinstance(params, dict) or set(params) != set(parts):
             came = sorted(params) if isinstance(params, dict) else f"a {type(params).__name__}"
             raise LayerError(name, f"params is {came}, a dict of ['forget', 'gates'] is due")
-        for part, rows in sizes.items():
-            check_weights(name, params[part], x[0], rows, hidden, f"{part} ")
+        for part, rows in parts.items():
+            joint_check(f"{name} {part}", rows, hidden)(params[part], x[0])
 
         def run(x, children, params):
             gates, forget = params["gates"], params["forget"]
