@@ -12,7 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .layer import Layer, LayerError, as_layer, gradient, is_inexact, is_shape, position
+from .layer import (
+    Layer,
+    LayerError,
+    as_layer,
+    check_count,
+    gradient,
+    is_inexact,
+    is_shape,
+    position,
+)
 
 Tree = Any
 
@@ -206,8 +215,7 @@ def fork(n: int) -> Layer:
     >>> fork(2).backward((), None, (jnp.ones(3), jnp.ones(3)))[0].tolist()
     [2.0, 2.0, 2.0]
     """
-    if n < 1:
-        raise LayerError("fork", f"n is {n}, a whole number above 0 is due")
+    check_count("fork", "n", n)
 
     def init(key, shape):
         struct = (
@@ -293,8 +301,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     ((8, 4, 4), (4,))
     """
     layer = as_layer(layer, "repeat")
-    if n < 1:
-        raise LayerError("repeat", f"n is {n}, a whole number above 0 is due")
+    check_count("repeat", "n", n)
 
     def init(key, shape):
         out_shape = shape

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from . import contraction
-from .layer import LayerError, Site, gradient, is_inexact
+from .layer import LayerError, Site, check_count, gradient, is_inexact
 from .layers.dense import check_features
 from .layers.embedding import lecun_normal
 from .losses import Loss, diagonal, example_sum, spread
@@ -61,10 +61,8 @@ def linear_cross_entropy(
     ((3, 4, 3), ['2.3026', '2.3026'])
     """
     name = "linear_cross_entropy"
-    if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < 1:
-        raise LayerError(name, f"vocab is {vocab!r}, a whole number above 0 is due")
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise LayerError(name, f"chunk is {chunk!r}, a whole number above 0 is due")
+    check_count(name, "vocab", vocab)
+    check_count(name, "chunk", chunk)
     if not 0 <= label_smoothing < 1:
         raise LayerError(name, f"label_smoothing is {label_smoothing}, [0, 1) is due")
     n = -(-vocab // chunk)

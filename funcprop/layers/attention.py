@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_float, gradient, is_shape
+from ..layer import Layer, LayerError, check_count, check_float, gradient, is_shape
 
 _BLOCK, _LONG = 256, 512
 
@@ -52,10 +52,8 @@ def attention(
     [[4.0, 0.0], [2.0, 3.0], [2.0, 2.0]]
     """
     for label, value in (("window", window), ("block", block)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise LayerError("attention", f"{label} is {value!r}, a whole number above 0 is due")
+        if value is not None:
+            check_count("attention", label, value)
 
     def allowed(t, s):
         """Whether query t sees key s, for numbers or arrays of them."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import contraction
-from ..layer import Layer, LayerError, Site, check_float, gradient
+from ..layer import Layer, LayerError, Site, check_count, check_float, gradient
 from ..windows import (
     Padding,
     Windows,
@@ -215,8 +215,7 @@ def _convolution(
 
 def _check_options(name: str, features: Any, groups: Any, padding: Any, named: Any) -> None:
     check_features(name, features)
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise LayerError(name, f"groups is {groups!r}, a whole number above 0 is due")
+    check_count(name, "groups", groups)
     if features % groups:
         raise LayerError(name, f"groups is {groups}, a divisor of the {features} features is due")
     check_padding(name, padding, named)

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import contraction
-from ..layer import Layer, LayerError, Site, check_float, gradient, is_concrete, stateless
+from ..layer import (
+    Layer,
+    LayerError,
+    Site,
+    check_count,
+    check_float,
+    gradient,
+    is_concrete,
+    stateless,
+)
 from .dense import check_features
 
 lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -47,8 +56,7 @@ def embedding(vocab: int, features: int, *, w_init: Any = lecun_normal) -> Layer
     >>> embedding(2, 1).apply({"w": jnp.array([[3.0], [4.0]])}, jnp.array([[1, 0, 1]])).tolist()
     [[[4.0], [3.0], [4.0]]]
     """
-    if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < 1:
-        raise LayerError("embedding", f"vocab is {vocab!r}, a whole number above 0 is due")
+    check_count("embedding", "vocab", vocab)
     check_features("embedding", features)
 
     def gradients(ids, delta):
@@ -109,8 +117,7 @@ def positional(length: int, *, p_init: Any = small_normal) -> Layer:
     >>> params["p"].shape, out_shape
     ((100, 3), (7, 3))
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise LayerError("positional", f"length is {length!r}, a whole number above 0 is due")
+    check_count("positional", "length", length)
 
     def gradients(inputs, delta):
         unused = length - delta.shape[1]

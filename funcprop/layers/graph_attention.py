@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..contraction import Varying, accumulated, matched, total
-from ..layer import Layer, LayerError, Site, gradient, position
+from ..layer import Layer, LayerError, Site, check_count, gradient, position
 from .dense import affine, check_features, he_normal, zeros
 from .graph import Graphs, added, shape_of_graph, taken
 
@@ -66,8 +66,7 @@ def graph_attention(
     (34, 8)
     """
     check_features(NAME, features)
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
-        raise LayerError(NAME, f"heads is {heads!r}, a whole number above 0 is due")
+    check_count(NAME, "heads", heads)
     linear = affine(heads * features, bias=False, w_init=w_init)
     width = heads * features if concat else features
 

@@ -11,7 +11,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..contraction import Varying, accumulated, by_example, matched
-from ..layer import Layer, LayerError, Site, as_layer, check_float, gradient, is_shape, position
+from ..layer import (
+    Layer,
+    LayerError,
+    Site,
+    as_layer,
+    check_count,
+    check_float,
+    gradient,
+    is_shape,
+    position,
+)
 from .activations import relu
 from .dense import affine, he_normal
 
@@ -69,8 +79,7 @@ def mixture_of_experts(
     """
     name = "mixture_of_experts"
     for label, value in (("experts", experts), ("hidden", hidden), ("chosen", chosen)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise LayerError(name, f"{label} is {value!r}, a whole number above 0 is due")
+        check_count(name, label, value)
     if chosen > experts:
         raise LayerError(name, f"chosen is {chosen}, at most the {experts} experts are due")
     activation = as_layer(activation, name)

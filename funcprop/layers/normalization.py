@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..contraction import Varying, accumulated, by_example, matched, total, weighted
-from ..layer import Layer, LayerError, Site, check_float, gradient, is_shape
+from ..layer import Layer, LayerError, Site, check_count, check_float, gradient, is_shape
 
 # Means are taken after subtracting one of the elements: with a mean of 1e4 and a spread of 1e-2
 # nothing is left of the spread in float32 otherwise.
@@ -112,8 +112,7 @@ def group_norm(groups: int, *, epsilon: float = 1e-5, bias: bool = True) -> Laye
     >>> group_norm(2).apply(params, jnp.array([[[1.0, 5.0], [3.0, 5.0]]])).round(3).tolist()
     [[[-1.0, 0.0], [1.0, 0.0]]]
     """
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise LayerError("group_norm", f"groups is {groups!r}, a whole number above 0 is due")
+    check_count("group_norm", "groups", groups)
 
     def split(x):
         return x.reshape(len(x), -1, groups, x.shape[-1] // groups)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..combinators import on, remat, residual, serial
 from ..contraction import by_example
-from ..layer import Layer, LayerError, as_layer, gradient, is_shape, position
+from ..layer import Layer, LayerError, as_layer, check_count, gradient, is_shape, position
 from .activations import gelu
 from .attention import attention
 from .dense import affine, dense, he_normal
@@ -68,8 +68,7 @@ def multi_head_attention(
     groups = heads if kv_heads is None else kv_heads
     named = (("heads", heads), ("kv_heads", groups), ("head_size", head_size or 1))
     for label, value in named:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise LayerError(name, f"{label} is {value!r}, a whole number above 0 is due")
+        check_count(name, label, value)
     if heads % groups:
         raise LayerError(name, f"kv_heads is {groups}, a divisor of the {heads} heads is due")
     if rotary_base is not None:
