@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.layers import (
+    activations,
     attention,
     convolution,
     dense,
@@ -29,6 +30,7 @@ from benchmarks.layers.row import HEADER, Row, lines
 from benchmarks.timing import heading, table
 
 FAMILIES = {
+    "activations": activations.rows,
     "dense": dense.rows,
     "convolution": convolution.rows,
     "pooling": pooling.rows,
