@@ -156,7 +156,7 @@ class Graphs(NamedTuple):
         return jnp.broadcast_to(fill * good, (len(values), nodes, values.shape[-1]))
 
     def joining(self, features: jax.Array) -> jax.Array:
-        """features (B, E, f) of real edges, 0 elsewhere."""
+        """features (B, E, d) of real edges, 0 elsewhere."""
         real = (self.source != NONE)[..., None]
         return jnp.where(real, features, jnp.zeros((), features.dtype))
 
@@ -172,11 +172,11 @@ def real(x: jax.Array, mask: jax.Array | None, other: float = 0.0) -> jax.Array:
 
 
 def taken(x: jax.Array, ids: jax.Array) -> jax.Array:
-    """x (B, N, ...) at ids (B, E), 0 for ``NONE``: (B, E, ...)."""
+    """x (B, N, ...) at ids (B, E), of any node for ``NONE``: (B, E, ...)."""
 
     def run(x, ids):
         flat = x.reshape(-1, *x.shape[2:])
-        found = flat.at[_union(ids, x)].get(mode="fill", fill_value=0)
+        found = flat.at[_union(ids, x)].get(mode="clip")
         return found.reshape(*ids.shape, *x.shape[2:])
 
     return by_example(run, x, ids)

@@ -82,10 +82,10 @@ def message_passing(
             raise LayerError(NAME, "params is no pair (message's, update's); see init")
         keys = (None, None) if key is None else jax.random.split(key)
         x = graphs.real(x)
-        ends = taken(x, graphs.source), taken(x, graphs.target)
-        features = tuple(graphs.joining(leaf) for leaf in others[1 : 1 + edge_features])
+        seen = (taken(x, graphs.source), taken(x, graphs.target), *others[1 : 1 + edge_features])
+        seen = tuple(graphs.joining(leaf) for leaf in seen)
         with position("message"):
-            messages, kept = message.forward(params[0], (*ends, *features), keys[0])
+            messages, kept = message.forward(params[0], seen, keys[0])
         _check_vectors("message", messages, graphs.source)
         r, most = _reduced(reduce, messages, graphs, x.shape[1])
         y, kept_update = r, None
@@ -144,10 +144,11 @@ def _delta_of_messages(reduce: str, delta_r: jax.Array, kept: Any, graphs: Graph
         one = accumulated(ties.astype(m.dtype))
         n = jnp.maximum(added(graphs.start(one, delta_r.shape[1]), graphs.target, one), 1)
         share = (accumulated(delta_r) / n).astype(m.dtype)
-        return jnp.where(ties, taken(share, graphs.target), jnp.zeros((), m.dtype))
+        delta_m = jnp.where(ties, taken(share, graphs.target), jnp.zeros((), m.dtype))
+        return graphs.joining(delta_m)
     if reduce == "mean":
         delta_r = (accumulated(delta_r) / kept).astype(delta_r.dtype)
-    return taken(delta_r, graphs.target)
+    return graphs.joining(taken(delta_r, graphs.target))
 
 
 def _width(part: str, shape: Any, rows: int) -> int:
