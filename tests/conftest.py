@@ -1,4 +1,15 @@
+import atexit
 import os
+import shutil
+import tempfile
+
+# Programs compiled once serve all tests and workers of a run: those of a layer with a fault planted
+# differ from it on one side only, and so do the dtypes of a case.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="funcprop-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # Before JAX starts: eight virtual devices, for the tests of meshes and shard_map.
 os.environ["XLA_FLAGS"] = (

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .. import contraction
-from ..layer import Layer, LayerError, Site, as_layer, check_count, check_float, gradient
+from ..layer import Layer, LayerError, Site, as_layer, check_count, check_float, gradient, is_shape
 from .activations import identity
 
 he_normal = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)
@@ -54,7 +54,7 @@ def affine(
     site = Site("dense", gradients, rows)
 
     def init(key, shape):
-        if not shape or shape[-1] < 1:
+        if not is_shape(shape) or not shape or shape[-1] < 1:
             raise LayerError("dense", f"shape is {shape}, one example's shape (..., n > 0) is due")
         w_key, b_key = jax.random.split(key)
         params = {"w": w_init(w_key, (features, shape[-1]))}
