@@ -251,6 +251,10 @@ def test_summary_counts_every_parameter():
             r"its layer dense turns float32\[4, 5\] into float32\[4, 4\]",
         ),
         (lambda: fp.dense(3).init(KEY, ()), r"dense: shape is \(\)"),
+        (
+            lambda: fp.dense(3).init(KEY, (jax.ShapeDtypeStruct((5,), "float32"),)),
+            r"dense: shape is \(Shape.* one example's shape \(..., n > 0\) is due",
+        ),
     ],
 )
 def test_messages(call, message):
