@@ -49,3 +49,23 @@ def test_the_bare_gradient_takes_the_memory_of_jax_grad(mlp):
     assert own[0] == same[0]
     for other in (same, plain):
         np.testing.assert_allclose([float(n) for n in other[1:]], [float(n) for n in own[1:]], 1e-5)
+
+
+def test_a_small_gpt2_has_the_gradient_and_the_steps_of_plain_jax(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks import gpt2
+
+    rules, two = gpt2.rules, ("funcprop", "jax.grad")
+    monkeypatch.setattr(gpt2, "rules", lambda size: {name: rules(size)[name] for name in two})
+    sizes = {"blocks": 2, "features": 32, "heads": 4, "vocab": 50, "positions": 20, "tokens": 12}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    report = gpt2.main(["--rounds", "1", *options])
+    report.assert_ok()
+    assert len(report.leaves) == 16
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({row[-1] for row in cells[2:4]}) == 1  # the loss
+    steps = np.array([row[-1].split() for row in cells[6:]], float)
+    assert steps.shape == (2, 2)
+    np.testing.assert_allclose(steps[0], steps[1], rtol=1e-5)
+    assert np.all(steps[:, 1] < steps[:, 0])

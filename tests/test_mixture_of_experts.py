@@ -27,6 +27,10 @@ def swept(layer, params, x, delta):
     return y, *layer.backward(params, residuals, delta)
 
 
+def sweep(layer):
+    return jax.jit(functools.partial(swept, layer))
+
+
 def everywhere(params, x, chosen, activation, gated=False):
     """All experts on all tokens (B, T, n), written from the equations."""
     up, down = params["up"], params["down"]
@@ -51,7 +55,7 @@ def made(layer, shape, seed=0):
     return jax.tree.map(lambda leaf: leaf + jax.random.uniform(KEY, leaf.shape), params)
 
 
-@settings(deadline=None, derandomize=True, max_examples=4)
+@settings(deadline=None, derandomize=True, max_examples=3)
 @given(
     batch=st.integers(1, 3),
     tokens=st.integers(1, 9),
@@ -108,7 +112,7 @@ def test_at_a_tie_the_first_experts_are_chosen_and_none_is_full():
     params = made(layer, (50, 2))
     params["router"]["w"] = jnp.zeros_like(params["router"]["w"])
     x = jax.random.normal(KEY, (2, 50, 2))
-    y, balance = layer.apply(params, x)
+    y, balance = jax.jit(layer.apply)(params, x)
     up, down = params["up"], params["down"]
     each = [jnp.tanh(x @ up["w"][e].T + up["b"][e]) @ down["w"][e].T + down["b"][e] for e in (0, 1)]
     np.testing.assert_allclose(y, (each[0] + each[1]) / 2, rtol=1e-5, atol=1e-6)
@@ -119,7 +123,7 @@ def test_the_balance_is_e_where_all_tokens_go_to_one():
     layer = fp.mixture_of_experts(4, 3, chosen=1)
     params = made(layer, (6, 2))
     params["router"]["w"] = jnp.zeros((4, 2)).at[2].set(100.0)
-    np.testing.assert_allclose(layer.apply(params, jnp.ones((3, 6, 2)))[1], 4, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(layer.apply)(params, jnp.ones((3, 6, 2)))[1], 4, rtol=1e-6)
 
 
 def test_of_one_gated_expert_it_is_swiglu():
@@ -133,8 +137,8 @@ def test_of_one_gated_expert_it_is_swiglu():
         name: jax.tree.map(lambda leaf: leaf[0], params[mine])
         for name, mine in (("in", "up"), ("out", "down"))
     }
-    (y, balance), delta_x, grads = swept(layer, params, x, (delta, jnp.zeros(2)))
-    due, due_x, due_grads = swept(plain, own, x, delta)
+    (y, balance), delta_x, grads = sweep(layer)(params, x, (delta, jnp.zeros(2)))
+    due, due_x, due_grads = sweep(plain)(own, x, delta)
     grads = {"in": grads["up"], "out": grads["down"]}
     fp.compare(
         (y, delta_x, grads), (due, due_x, jax.tree.map(lambda leaf: leaf[None], due_grads))
@@ -166,36 +170,26 @@ def drawn():
     return model().init(KEY, TOKENS)[0], x, y
 
 
-def test_a_model_with_its_balances():
+def test_a_model_with_its_balances_trains_as_with_jax_grad():
     params, x, y = drawn()
     fp.check_model(model(), params, x, y, LOSS).assert_ok()
-    prediction, balance = model().apply(params, x)
-    assert prediction.shape == (12, 3)
-    assert np.all(balance > 3 * 0.5)  # three layers have added theirs
-    value, _ = fp.value_and_backprop(model(), LOSS)(params, x, y)
-    plain = fp.softmax_cross_entropy().apply((), (prediction, y))
-    assert float(value) == pytest.approx(float(jnp.mean(plain + 0.1 * balance)), rel=1e-5)
-
-
-def test_training_is_that_of_jax_grad_and_its_scores_are_of_the_prediction():
-    params, x, y = drawn()
     with jax.numpy_dtype_promotion("standard"):
-        (state, ours), (_, theirs) = (
+        ours, theirs = (
             fp.fit(
                 rule(model(), LOSS), optax.adam(1e-2), params, (x, y), key=KEY, steps=40, every=40
-            )
+            )[1]
             for rule in (fp.backpropagation, automatic)
-        )
-        found = fp.evaluate(
-            fp.backpropagation(model(), LOSS),
-            state.params,
-            (x, y),
-            scores={"accuracy": fp.accuracy},
         )
     np.testing.assert_allclose(ours["loss"][:20], theirs["loss"][:20], rtol=1e-4)
     assert ours["loss"][-1] < 0.7 * ours["loss"][0]
-    right = jnp.argmax(model().apply(state.params, x)[0], -1) == y
-    assert found["accuracy"] == pytest.approx(float(right.mean()))
+
+    prediction, balance = jax.jit(model().apply)(params, x)
+    assert prediction.shape == (12, 3)
+    assert np.all(balance > 3 * 0.5)  # three layers have added theirs
+    plain = fp.softmax_cross_entropy().apply((), (prediction, y))
+    assert ours["loss"][0] == pytest.approx(float(jnp.mean(plain + 0.1 * balance)), rel=1e-5)
+    right = jnp.argmax(prediction, -1) == y
+    np.testing.assert_array_equal(fp.accuracy((prediction, balance), y), right)
 
 
 def test_examples_do_not_mix():
@@ -226,11 +220,11 @@ def test_examples_do_not_mix():
         (y, delta_x), grads = jax.lax.map(lambda pair: one(*pair), (x, delta))
         return y, delta_x, grads
 
-    fp.compare(together(x, delta), alone(x, delta)).assert_ok()
-    other = together(x.at[3].set(7.0), delta)[0]
-    np.testing.assert_array_equal(
-        np.delete(other[0], 3, 0), np.delete(together(x, delta)[0][0], 3, 0)
-    )
+    found = together(x, delta)
+    fp.compare(found, alone(x, delta)).assert_ok()
+    other = together(x.at[3].set(7.0), delta)
+    for ours, theirs in zip(found[0], other[0], strict=True):
+        np.testing.assert_array_equal(np.delete(ours, 3, 0), np.delete(theirs, 3, 0))
 
 
 # ---------------------------------------------------------------------------- auxiliary
@@ -256,9 +250,9 @@ def test_of_a_loss_with_parameters():
     x, y = jax.random.normal(KEY, (6, 5)), jnp.arange(6)
     params = (both.init(KEY, (5,))[0], loss.init(KEY, ((x[0], x[0, 0]), y[0]))[0])
     assert params[1]["w"].shape == (3, 3, 5)
-    sweep = fp.value_and_backprop(both, loss)
+    ours = fp.value_and_backprop(both, loss)
     reference = automatic(both, loss).estimate
-    fp.compare(sweep, lambda *a: reference(a[0], (), *a[1:], None)[:2], params, x, y).assert_ok()
+    fp.compare(ours, lambda *a: reference(a[0], (), *a[1:], None)[:2], params, x, y).assert_ok()
 
 
 X, Y = jnp.ones((2, 3, 4)), jnp.array([0, 1])
@@ -307,7 +301,7 @@ def test_what_is_refused(run, message):
         run()
 
 
-MAKE, GATED = "m.mixture_of_experts(3, 4)", "m.mixture_of_experts(3, 4, gated=True)"
+MAKE = "m.mixture_of_experts(3, 4)"
 SEQUENCE, SCORED = normal(4, 3, 2), entries((normal(4, 5), normal(4)), labels(4, classes=5))
 
 
@@ -317,11 +311,8 @@ SEQUENCE, SCORED = normal(4, 3, 2), entries((normal(4, 5), normal(4)), labels(4,
         ("delta_o = (g[..., None] * wide)", "delta_o = (0 * g[..., None] + wide)", MAKE),
         ("delta_s + _through_softmax(p, delta_p)", "delta_s", MAKE),
         ("_through_softmax(g, delta_g)", "(g * delta_g)", MAKE),
-        ("(experts / x.shape[1])", "(1 / x.shape[1])", MAKE),
         ("grad.at[e].add(part)", "grad.at[e].set(part)", "m.mixture_of_experts(2, 4, chosen=1)"),
         ("_rows(delta, pair, ids) @ w[e]", "_rows(delta, pair, ids) @ w[0]", MAKE),
-        ("[delta_first, delta * first]", "[delta_first, delta * second]", GATED),
-        ("by_router + matched(", "0 * by_router + matched(", MAKE),
     ],
 )
 def test_planted_faults_are_found(fault_is_found, old, new, make):
