@@ -5,8 +5,8 @@
 The text is Python's own help, all of ``pydoc_data.topics`` in the order of the names: nine tenths
 to learn from, the last tenth to be measured on.  Two models say how probable each character is:
 
-- a transformer of causal blocks with rotary positions, the table of its embedding also its last
-  layer (``share``), trained by hand-written backprop;
+- a transformer of causal blocks with rotary positions and dropout, the table of its embedding also
+  its last layer (``share``), trained by hand-written backprop;
 - a 5-gram model made of counts, interpolated Kneser-Ney (Kneser & Ney 1995, Chen & Goodman 1999),
   with D = n₁/(n₁ + 2n₂) for each order, and all characters alike at the bottom.
 
@@ -36,11 +36,12 @@ import funcprop as fp
 from funcprop.checking import automatic
 
 parser = argparse.ArgumentParser(description="A character transformer beside a 5-gram model.")
-parser.add_argument("--steps", type=int, default=2000, help="steps of training")
+parser.add_argument("--steps", type=int, default=1500, help="steps of training")
 parser.add_argument("--batch", type=int, default=16, help="windows a step")
 parser.add_argument("--window", type=int, default=128, help="characters the transformer sees")
 parser.add_argument("--width", type=int, default=128, help="features of a character")
 parser.add_argument("--blocks", type=int, default=5)
+parser.add_argument("--dropout", type=float, default=0.1, help="of what a block adds")
 parser.add_argument("--rate", type=float, default=5e-3, help="the learning rate at its highest")
 parser.add_argument("--written", type=int, default=600, help="characters to write at the end")
 parser.add_argument("--seed", type=int, default=0)
@@ -115,6 +116,7 @@ block = fp.transformer_block(
     rotary_base=10_000.0,
     norm=fp.rms_norm(),
     feed_forward=fp.swiglu(8 * options.width // 3, bias=False),
+    dropout_rate=options.dropout,
     recompute=False,
 )
 layers = (
