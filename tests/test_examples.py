@@ -23,6 +23,7 @@ SMALL_ARGUMENTS = {
     "text_generation": ["--toy"],
     "translation": ["--toy", "--tasks", "dates"],
     "node_classification": ["--toy"],
+    "sequence_classification": ["--toy"],
     "why_nonlinear": ["--steps", "300"],
     "tree_logic": ["--toy"],
     "why_stored_activations": ["--depths", "4", "16", "--batch", "32", "--rounds", "3"],
@@ -329,3 +330,27 @@ def test_tree_logic(run):
     )
     assert _is_picture(Path("runs/tree_logic.png"))
     assert float(printed.splitlines()[-1].split()[-1]) < 1e-6
+
+
+# ------------------------------------------------------- sequence_classification
+
+
+def test_sequence_classification(run):
+    found, printed = run("sequence_classification")
+    assert found["train"][0].shape == (1437, 8, 8)
+    assert [len(curve) for curve in found["digit_curves"]] == [3]
+    assert found["accuracies"][0] > 0.4
+    x, (y, asked) = found["copy_test"]
+    assert x.shape == y.shape == asked.shape == (500, 10)
+    assert (x[:, :2] == y[:, -2:]).all()
+    assert (x[:, 2:7] == 8).all()
+    for name, curve in found["copy_curves"].items():
+        assert len(curve) == 150
+        assert np.mean(curve[-20:]) < 0.8 * found["baseline"] < 1.2 * np.mean(curve[:5])
+        assert found["copy_accuracies"][name] > 2 / 8
+    assert {norm.shape for norm in found["norms"].values()} == {(10,)}
+    assert f"mean {np.mean(found['accuracies']):.2%}" in printed
+    assert _is_picture(Path("runs/sequence_classification.png"))
+    last = printed.splitlines()[-1]
+    assert last.startswith("first 20 losses differ from those with jax.grad by at most ")
+    assert float(last.split()[-1]) < 1e-5

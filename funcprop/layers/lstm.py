@@ -56,8 +56,9 @@ def lstm(
         truncate: cuts δ of the state every so many steps: between the steps k and k + 1, 2 k and
             2 k + 1, and so on, where y is unchanged and δ is that of a forward pass with
             ``jax.lax.stop_gradient`` around the state (truncated backprop through time).
-        chunk: keeps the state every so many steps only, and computes the rest again on the way
-            back, a chunk at a time (Chen 2016, arXiv 1604.06174).
+        chunk: keeps the state every so many steps only, and computes the gates again on the way
+            back, a chunk at a time (Chen 2016, arXiv 1604.06174); δz of all steps, which W needs
+            at once, is what is left of the memory.
         w_init: ``w_init(key, (4 H, d))``, by default normal with variance 1/d.
         u_init: ``u_init(key, (H, H))``, of each gate; by default orthogonal (Saxe 2014, arXiv
             1312.6120).
