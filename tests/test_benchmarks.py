@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture
-def mlp(monkeypatch):
+@pytest.fixture(autouse=True)
+def found_here(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
+
+
+@pytest.fixture
+def mlp():
     from benchmarks import mlp
 
     return mlp
@@ -52,7 +56,6 @@ def test_the_bare_gradient_takes_the_memory_of_jax_grad(mlp):
 
 
 def test_a_small_gpt2_has_the_gradient_and_the_steps_of_plain_jax(capsys, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
     from benchmarks import gpt2
 
     rules, two = gpt2.rules, ("funcprop", "jax.grad")
@@ -69,3 +72,33 @@ def test_a_small_gpt2_has_the_gradient_and_the_steps_of_plain_jax(capsys, monkey
     assert steps.shape == (2, 2)
     np.testing.assert_allclose(steps[0], steps[1], rtol=1e-5)
     assert np.all(steps[:, 1] < steps[:, 0])
+
+
+def test_the_program_of_repeat_is_as_long_for_256_layers_as_for_8():
+    from benchmarks.compile_time import WAYS, lines
+
+    assert lines(WAYS["repeat"], 8) == lines(WAYS["repeat"], 256) < 1000
+    assert lines(WAYS["jax.vjp of a loop"], 64) > 6 * lines(WAYS["jax.vjp of a loop"], 8)
+
+
+def test_compile_time_prints_a_table(capsys):
+    from benchmarks.compile_time import WAYS, main
+
+    main(["--rounds", "1", "--depths", "1", "2"])
+    found = rows(capsys.readouterr().out)
+    assert set(WAYS) <= set(found)
+
+
+@pytest.mark.parametrize("family", ["dense", "models"])
+def test_the_sides_of_a_row_do_the_same_work(capsys, family):
+    from benchmarks.layers.__main__ import main
+
+    main(["--rounds", "1", "--scale", "0.05", "--only", family])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if " [" in line]
+    norms: list[list[float]] = []
+    for _, name, *cells, _, _ in lines[1:]:
+        norms += [[]] if name.strip() else []
+        norms[-1].append(float(cells[-1]))
+    assert len(norms) >= 2
+    for first, *others in norms:
+        np.testing.assert_allclose(others, first, rtol=1e-4)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcprop as fp
-from benchmarks.layers.row import Row, by_hand, by_vjp, layer_row
+from benchmarks.layers.row import Row, by_hand, by_torch, by_vjp, layer_row
 
 
 def affine(params, x):
@@ -73,7 +73,19 @@ def over_layers(f):
     return lambda params, x: jax.lax.scan(lambda h, layer: (f(layer, h), None), x, params)[0]
 
 
-def on_tuple(name, layer, plain, shapes, aim, calls=1) -> Row:
+def in_torch(params, x):
+    import torch
+
+    return torch.nn.functional.scaled_dot_product_attention(*x)
+
+
+def heads_first(params, x, delta):
+    """(B, T, heads, d) as PyTorch's attention has it, (B, heads, T, d)."""
+    *x, delta = (leaf.transpose(1, 2).contiguous() for leaf in (*x, delta))
+    return params, x, delta
+
+
+def on_tuple(name, layer, plain, shapes, aim, calls=1, torch=None) -> Row:
     """A row of a layer on several arrays."""
     keys = jax.random.split(jax.random.key(0), len(shapes) + 2)
     x = tuple(jax.random.normal(key, shape) for key, shape in zip(keys[2:], shapes, strict=True))
@@ -82,7 +94,7 @@ def on_tuple(name, layer, plain, shapes, aim, calls=1) -> Row:
     y = jax.eval_shape(layer.apply, params, x)
     delta = jax.tree.map(lambda leaf: jax.random.normal(keys[1], leaf.shape), y)
     peers = {"jax.vjp": by_vjp(plain)}
-    return Row(name, by_hand(layer), peers, (params, x, delta), aim, calls)
+    return Row(name, by_hand(layer), peers, (params, x, delta), aim, calls, torch)
 
 
 def rows(scale: float = 1.0) -> list[Row]:
@@ -104,6 +116,7 @@ def rows(scale: float = 1.0) -> list[Row]:
             [(batch, 64, 4, 32)] * 3,
             aim,
             10,
+            by_torch(in_torch, heads_first),
         ),
         layer_row(
             "six transformer blocks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jax import lax
 
 import funcprop as fp
-from benchmarks.layers.row import Row, layer_row
+from benchmarks.layers.row import Row, by_torch, layer_row
 
 
 def plain(stride: int = 1, padding: str = "SAME", groups: int = 1):
@@ -26,19 +26,32 @@ def plain(stride: int = 1, padding: str = "SAME", groups: int = 1):
     return run
 
 
+def same(params, x):
+    import torch
+
+    return torch.nn.functional.conv2d(x, params["w"], params["b"], padding="same")
+
+
+def channels_first(params, x, delta):
+    """NHWC and HWIO as PyTorch has them by default, NCHW and OIHW."""
+    x, delta = (leaf.permute(0, 3, 1, 2).contiguous() for leaf in (x, delta))
+    return params | {"w": params["w"].permute(3, 2, 0, 1).contiguous()}, x, delta
+
+
 def rows(scale: float = 1.0) -> list[Row]:
     def batch(size):
         return max(2, round(size * scale))
 
-    def row(name, features, kernel, shape, aim="0.95 times", calls=1, **options):
+    def row(name, features, kernel, shape, aim="0.95 times", calls=1, torch=None, **options):
         layer = fp.conv(features, kernel, **options)
-        return layer_row(name, layer, plain(**options), shape, aim=aim, calls=calls)
+        return layer_row(name, layer, plain(**options), shape, aim=aim, calls=calls, torch=torch)
 
     stated = "1.6 times, half the memory"
+    torch = by_torch(same, channels_first)
     return [
-        row("conv 3×3, 28², 16→32", 32, 3, (batch(64), 28, 28, 16), stated),
-        row("conv 3×3, 14², 32→64", 64, 3, (batch(64), 14, 14, 32), stated),
-        row("conv 3×3, 8², 1→16", 16, 3, (batch(64), 8, 8, 1), calls=10),
+        row("conv 3×3, 28², 16→32", 32, 3, (batch(64), 28, 28, 16), stated, torch=torch),
+        row("conv 3×3, 14², 32→64", 64, 3, (batch(64), 14, 14, 32), stated, torch=torch),
+        row("conv 3×3, 8², 1→16", 16, 3, (batch(64), 8, 8, 1), calls=10, torch=torch),
         row("conv 3×3 stride 2, 28², 16→32", 32, 3, (batch(64), 28, 28, 16), stride=2),
         row(
             "conv 5×5 VALID stride 2, 12², 12→4",

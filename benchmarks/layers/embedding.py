@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import funcprop as fp
-from benchmarks.layers.row import Row, by_hand, by_vjp, layer_row
+from benchmarks.layers.row import Row, by_hand, by_torch, by_vjp, layer_row
 
 
 def rows(scale: float = 1.0) -> list[Row]:
@@ -27,6 +27,11 @@ def _embedding(scale: float) -> Row:
     def plain(params, ids, delta):
         return by_vjp(lambda params, _: params["w"][ids])(params, jnp.zeros(()), delta)
 
+    def in_torch(params, ids):
+        import torch
+
+        return torch.nn.functional.embedding(ids, params["w"])
+
     return Row(
         f"embedding, {batch * length} ids of {vocab}",
         ours,
@@ -34,6 +39,7 @@ def _embedding(scale: float) -> Row:
         (params, ids, delta),
         "0.97 times, its memory or an activation more",
         10,
+        by_torch(in_torch),
     )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import funcprop as fp
-from benchmarks.layers.row import Row, layer_row
+from benchmarks.layers.row import Row, by_torch, layer_row
 
 
 def standard(x, axes):
@@ -32,6 +32,12 @@ def dropped(params, x):
     return jnp.where(mask, x / 0.9, 0)
 
 
+def in_torch(params, x):
+    import torch
+
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], params["scale"], params["b"], 1e-5)
+
+
 def rows(scale: float = 1.0) -> list[Row]:
     batch = max(2, round(8 * scale))
     tokens, images = (batch, 128, 768), (4 * batch, 28, 28, 16)
@@ -41,10 +47,10 @@ def rows(scale: float = 1.0) -> list[Row]:
     )
     small, wide = {"shape": (batch, 64, 128), "calls": 20}, {"shape": tokens, "calls": 4}
     layer_norm, rms_norm = fp.layer_norm(), fp.rms_norm()
-    plain = scaled(lambda x: standard(x, -1))
+    plain, torch = scaled(lambda x: standard(x, -1)), by_torch(in_torch)
     return [
-        layer_row("layer_norm, 64 × 128", layer_norm, plain, **small),
-        layer_row("layer_norm, 128 × 768", layer_norm, plain, **wide),
+        layer_row("layer_norm, 64 × 128", layer_norm, plain, **small, torch=torch),
+        layer_row("layer_norm, 128 × 768", layer_norm, plain, **wide, torch=torch),
         layer_row("rms_norm, 64 × 128", rms_norm, root_mean_square, **small),
         layer_row("rms_norm, 128 × 768", rms_norm, root_mean_square, **wide),
         layer_row("group_norm, 28² × 16", fp.group_norm(8), scaled(grouped), images, calls=4),
