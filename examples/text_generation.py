@@ -221,7 +221,9 @@ axes["curves"].set(
     title="in the course of training",
 )
 by_place = by_window[starts + T < len(ids)].mean(axis=0)
-axes["context"].semilogx(np.arange(T) + 1, by_place, color=blue, label="transformer")
+edges = np.unique(np.geomspace(1, T, 20).astype(int))[:-1]  # few places at first, many later
+groups = [(group.mean() + 1, by_place[group].mean()) for group in np.split(np.arange(T), edges)]
+axes["context"].semilogx(*zip(*groups, strict=True), "o-", color=blue, label="transformer")
 axes["context"].set(xlabel="characters that it has seen before", title="what context is worth")
 for axis in (axes["curves"], axes["context"]):
     axis.axhline(gram_bits.mean(), color=orange, ls="--", label="5-gram model, new text")
@@ -229,7 +231,8 @@ for axis in (axes["curves"], axes["context"]):
     axis.grid(alpha=0.3)
     axis.legend()
 rows, columns = 8, 90
-start = min(len(our_bits) // 2, len(our_bits) - rows * columns)
+start = text.index("\n\n", cut + len(our_bits) // 5) + 2 - cut  # a paragraph's
+start = min(start, len(our_bits) - rows * columns)
 passage = slice(start, start + rows * columns)
 saved = (gram_bits - our_bits)[passage].reshape(rows, columns)
 image = axes["passage"].imshow(saved, cmap="RdBu", vmin=-8, vmax=8, aspect="auto")
