@@ -16,6 +16,7 @@ from funcprop import LayerError
 from funcprop.checking import automatic
 from funcprop.checking.cases.case import entries, labels, normal
 from funcprop.layers import mixture_of_experts as module
+from funcprop.layers import routing
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -99,7 +100,7 @@ def test_every_pair_stands_in_a_block_of_its_expert_once(n, experts, fall):
         "on the last": 0 * number + experts - 1,
         "at random": np.random.default_rng(0).integers(0, experts, n),
     }[fall]
-    blocks = module._blocks(jnp.asarray(ids, jnp.int32), experts)
+    blocks = routing.blocks_of(jnp.asarray(ids, jnp.int32), experts)
     expert, pair, place = map(np.asarray, blocks)
     found = [(p, e) for e, row in zip(expert, pair, strict=True) for p in row if p < n]
     assert sorted(found) == list(enumerate(ids))
@@ -301,24 +302,48 @@ def test_what_is_refused(run, message):
         run()
 
 
-MAKE = "m.mixture_of_experts(3, 4)"
 SEQUENCE, SCORED = normal(4, 3, 2), entries((normal(4, 5), normal(4)), labels(4, classes=5))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "make"),
+    ("old", "new"),
     [
-        ("delta_o = (g[..., None] * wide)", "delta_o = (0 * g[..., None] + wide)", MAKE),
-        ("delta_s + _through_softmax(p, delta_p)", "delta_s", MAKE),
-        ("_through_softmax(g, delta_g)", "(g * delta_g)", MAKE),
-        ("grad.at[e].add(part)", "grad.at[e].set(part)", "m.mixture_of_experts(2, 4, chosen=1)"),
-        ("_rows(delta, pair, ids) @ w[e]", "_rows(delta, pair, ids) @ w[0]", MAKE),
+        ("delta_o = (g[..., None] * wide)", "delta_o = (0 * g[..., None] + wide)"),
+        ("delta_s + _through_softmax(p, delta_p)", "delta_s"),
+        ("_through_softmax(g, delta_g)", "(g * delta_g)"),
     ],
 )
-def test_planted_faults_are_found(fault_is_found, old, new, make):
-    # Twenty tokens, so that an expert has more than one block.
-    draw = normal(4, 5, 2) if "set(part)" in new else SEQUENCE
-    fault_is_found(module, old, new, lambda m: eval(make), draw)
+def test_planted_faults_are_found(fault_is_found, old, new):
+    fault_is_found(module, old, new, lambda m: m.mixture_of_experts(3, 4), SEQUENCE)
+
+
+def routed(m):
+    """A layer of the routed maps alone: of twenty tokens the odd ones through the second of two."""
+    ids = jnp.arange(20).reshape(4, 5, 1) % 2
+    site = fp.Site("routed", functools.partial(m.gradients, 2))
+
+    def init(key, shape):
+        return {"w": jax.random.normal(key, (2, 3, 2)), "b": jnp.zeros((2, 3))}, (5, 1, 3)
+
+    def forward(params, x, key=None):
+        return m.mapped(x, ids, params), x
+
+    def backward(weights, x, delta, statistic=fp.gradient):
+        delta_x = m.transported(delta, ids, weights["w"])[:, :, 0]
+        return delta_x, statistic(site, (x, ids), delta)
+
+    return fp.Layer(init, forward, backward, "routed")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("grad.at[e].add(part)", "grad.at[e].set(part)"),
+        ("_rows(delta, pair, ids) @ w[e]", "_rows(delta, pair, ids) @ w[0]"),
+    ],
+)
+def test_planted_faults_of_the_routed_maps_are_found(fault_is_found, old, new):
+    fault_is_found(routing, old, new, routed, normal(4, 5, 2))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from ..layer import (
 )
 from .activations import relu
 from .dense import affine, he_normal
+from .routing import gradients, mapped, one_hot, transported
 
 zeros = jax.nn.initializers.zeros
 
@@ -84,8 +85,8 @@ def mixture_of_experts(
         raise LayerError(name, f"chosen is {chosen}, at most the {experts} experts are due")
     activation = as_layer(activation, name)
     router = affine(experts, bias=False, w_init=w_init)
-    gradients = functools.partial(_gradients, experts)
-    up_site, down_site = Site(f"{name} up", gradients), Site(f"{name} down", gradients)
+    by_expert = functools.partial(gradients, experts)
+    up_site, down_site = Site(f"{name} up", by_expert), Site(f"{name} down", by_expert)
     wide = 2 * hidden if gated else hidden
 
     def init(key, shape):
@@ -134,11 +135,11 @@ def mixture_of_experts(
         p = jax.nn.softmax(accumulated(s), axis=-1)
         top, ids = by_example(lambda s: lax.top_k(s, chosen), s)
         g = jax.nn.softmax(accumulated(top), axis=-1)
-        z = by_example(_mapped, tokens, ids, params["up"])
+        z = by_example(mapped, tokens, ids, params["up"])
         h, kept = activated(z)
-        o = by_example(_mapped, h, ids, params["down"])
+        o = by_example(mapped, h, ids, params["down"])
         y = jnp.sum(g[..., None] * accumulated(o), axis=-2).astype(x.dtype).reshape(x.shape)
-        f = jnp.mean(_one_hot(ids, p), axis=(1, 2))
+        f = jnp.mean(one_hot(ids, experts, p.dtype), axis=(1, 2))
         uneven = experts * jnp.sum(f * jnp.mean(p, axis=1), axis=-1)
         uneven = sum(balance, start=uneven.astype(x.dtype))
         return (y, uneven), (tokens, p, ids, g, kept, h, o, f, _Input(x.shape, bool(balance)))
@@ -148,13 +149,15 @@ def mixture_of_experts(
         delta, delta_balance = delta
         wide = accumulated(delta.reshape(x.shape))[..., None, :]
         delta_o = (g[..., None] * wide).astype(x.dtype)
-        delta_h = by_example(_transported, delta_o, ids, weights["down"]["w"])
+        delta_h = by_example(transported, delta_o, ids, weights["down"]["w"])
         delta_z = before_activation(kept, delta_h)
-        delta_x = by_example(_transported, delta_z, ids, weights["up"]["w"])
+        delta_x = by_example(transported, delta_z, ids, weights["up"]["w"])
         delta_x = jnp.sum(accumulated(delta_x), axis=-2).astype(x.dtype)
 
         delta_g = jnp.sum(wide * accumulated(o), axis=-1)
-        delta_s = jnp.sum(_one_hot(ids, p) * _through_softmax(g, delta_g)[..., None], axis=-2)
+        delta_s = jnp.sum(
+            one_hot(ids, experts, p.dtype) * _through_softmax(g, delta_g)[..., None], axis=-2
+        )
         delta_p = accumulated(delta_balance)[:, None, None] * f[:, None] * (experts / x.shape[1])
         delta_s = (delta_s + _through_softmax(p, delta_p)).astype(x.dtype)
         by_router, router_tree = router.backward(weights["router"], x, delta_s, statistic)
@@ -178,91 +181,6 @@ class _Input:
 
     shape: tuple[int, ...]
     with_balance: bool
-
-
-class _Blocks(NamedTuple):
-    """The pairs of token and expert in blocks of one expert each.
-
-    Attributes:
-        expert: whose block each is, (G,).
-        pair: which pairs stand in it, (G, size); where none does, their number N.
-        place: where in the blocks each pair stands, (N,).
-    """
-
-    expert: jax.Array
-    pair: jax.Array
-    place: jax.Array
-
-
-def _blocks(ids: jax.Array, experts: int) -> _Blocks:
-    ids = ids.reshape(-1)
-    n = len(ids)
-    # A block is half of what an expert gets if all get the same: larger ones multiply more zeros.
-    size = min(64, max(8, n // (2 * experts)))
-    count = (n + experts * (size - 1)) // size  # so many are enough however the pairs fall
-    rank = jnp.cumsum(_one_hot_of(ids, experts, jnp.int32), axis=0)
-    filled = -(-rank[-1] // size)
-    ends = jnp.cumsum(filled)
-    own = jnp.take_along_axis(rank, ids[:, None], axis=1)[:, 0] - 1
-    place = (ends - filled)[ids] * size + own
-    numbers = jnp.arange(n, dtype=jnp.int32)
-    pair = jnp.full_like(place, n, shape=count * size).at[place].set(numbers)
-    block = jnp.arange(count, dtype=jnp.int32)
-    expert = jnp.sum((block[:, None] >= ends).astype(jnp.int32), axis=1)
-    return _Blocks(jnp.minimum(expert, experts - 1), pair.reshape(count, size), place)
-
-
-def _rows(x: jax.Array, pair: jax.Array, ids: jax.Array) -> jax.Array:
-    """The rows of the pairs, of one row a pair or one a token; 0 where there is no pair."""
-    x = x.reshape(-1, x.shape[-1])
-    return x.at[pair // (ids.size // len(x))].get(mode="fill", fill_value=0)
-
-
-def _by_blocks(f: Any, ids: jax.Array, experts: int) -> jax.Array:
-    """f(expert, pair) of every block, its rows put back in the order of the pairs: (*ids, m)."""
-    blocks = _blocks(ids, experts)
-    _, y = lax.scan(lambda _, block: (None, f(*block)), None, (blocks.expert, blocks.pair))
-    return y.reshape(-1, y.shape[-1])[blocks.place].reshape(*ids.shape, -1)
-
-
-def _mapped(x: jax.Array, ids: jax.Array, params: Any) -> jax.Array:
-    """W_e x + b_e of each pair's own expert."""
-    w, b = params["w"], params["b"]
-    return _by_blocks(lambda e, pair: _rows(x, pair, ids) @ w[e].T + b[e], ids, len(w))
-
-
-def _transported(delta: jax.Array, ids: jax.Array, w: jax.Array) -> jax.Array:
-    """δ W_e of each pair's own expert."""
-    return _by_blocks(lambda e, pair: _rows(delta, pair, ids) @ w[e], ids, len(w))
-
-
-def _gradients(experts: int, inputs: Any, delta: jax.Array) -> dict[str, jax.Array]:
-    """δW_e = Σ δᵀ x and δb_e = Σ δ over the pairs of each expert."""
-
-    def run(x, ids, delta):
-        def step(grads, block):
-            e, pair = block
-            rows, d = (accumulated(_rows(leaf, pair, ids)) for leaf in (x, delta))
-            own = {"w": d.T @ rows, "b": jnp.sum(d, axis=0)}
-            return jax.tree.map(lambda grad, part: grad.at[e].add(part), grads, own), None
-
-        blocks = _blocks(ids, experts)
-        wide = accumulated(delta)
-        shapes = {"w": (delta.shape[-1], x.shape[-1]), "b": (delta.shape[-1],)}
-        start = {key: jnp.zeros_like(wide, shape=(experts, *s)) for key, s in shapes.items()}
-        grads, _ = lax.scan(step, start, (blocks.expert, blocks.pair))
-        return jax.tree.map(lambda grad: grad.astype(delta.dtype), grads)
-
-    return by_example(run, *inputs, delta, summed=True)
-
-
-def _one_hot_of(ids: jax.Array, experts: int, dtype: Any) -> jax.Array:
-    return (ids[..., None] == jnp.arange(experts, dtype=ids.dtype)).astype(dtype)
-
-
-def _one_hot(ids: jax.Array, like: jax.Array) -> jax.Array:
-    """(..., k) to (..., k, E), in the dtype of ``like`` (..., E)."""
-    return _one_hot_of(ids, like.shape[-1], like.dtype)
 
 
 def _through_softmax(p: jax.Array, delta: jax.Array) -> jax.Array:
