@@ -62,7 +62,6 @@ def per_example(site, inputs, delta):
 
 @all_cases
 def test_backward_equals_the_pullback_of_vjp(case):
-    """In one test, as the three dtypes share the compiled float64 truth."""
     for dtype in ("float64", "float32", "bfloat16"):
         x = case.draw(np.random.default_rng(7))
         report = check_layer(case.layer, x=x, dtype=jnp.dtype(dtype), analytic=case.analytic)

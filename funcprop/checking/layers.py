@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,9 +72,9 @@ def check_layer(
             params = _not_constant(draw, layer.init(init_key, own)[0])
         # The same numbers serve every dtype: those of the working one, exactly.
         params, x = (_cast(_cast(tree, dtype), np.float64) for tree in (params, x))
-        y = jax.eval_shape(lambda params: layer.apply(params, x, run_key), params)
+        y = jax.eval_shape(layer.apply, params, x, run_key)
         delta = _cast(_cast(_draw_like(draw, y), dtype), np.float64)
-        sides = [functools.partial(side, x, run_key) for side in _sides(layer)]
+        sides = _sides(layer, params, x, run_key)
 
         given = tuple(_cast(tree, dtype) for tree in (params, _floats(x), delta))
         manual, automatic = (side(*given) for side in sides)
@@ -160,19 +159,15 @@ def check_gradient(
 # ------------------------------------------------------------------------------ pieces
 
 
-@functools.lru_cache(maxsize=1)
-def _sides(layer):
-    """(hand-written, automatic): of (x, key, params, floats of x, delta) to a dict of both.
+def _sides(layer, params, x, key):
+    """(hand-written, automatic): functions of (params, floats of x, delta) to a dict of both."""
 
-    The last layer's are kept: checks in several dtypes compile the float64 truth once.
-    """
-
-    def manual(x, key, params, floats, delta):
+    def manual(params, floats, delta):
         _, residuals = layer.forward(params, _with_floats(x, floats), key)
         delta_x, grads = layer.backward(params, residuals, delta, gradient)
         return {"params": grads, "x": _floats(delta_x)}
 
-    def automatic(x, key, params, floats, delta):
+    def automatic(params, floats, delta):
         def apply(params, floats):
             return _floats(layer.apply(params, _with_floats(x, floats), key))
 
