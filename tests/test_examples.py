@@ -24,6 +24,7 @@ SMALL_ARGUMENTS = {
     "translation": ["--toy", "--tasks", "dates"],
     "node_classification": ["--toy"],
     "sequence_classification": ["--toy"],
+    "image_classification": ["--toy", "--seeds", "0"],
     "why_nonlinear": ["--steps", "300"],
     "tree_logic": ["--toy"],
     "why_stored_activations": ["--depths", "4", "16", "--batch", "32", "--rounds", "3"],
@@ -165,6 +166,46 @@ def test_node_classification(run):
     last = printed.splitlines()[-1]
     assert last.startswith("first 20 losses differ from those with jax.grad by at most ")
     assert float(last.split()[-1]) < 1e-5
+
+
+def _gap_to_jax_grad(printed):
+    """The number of the last line that examples print."""
+    words = printed.splitlines()[-1].rsplit(" ", 1)
+    assert words[0] == "first 20 losses differ from those with jax.grad by at most"
+    return float(words[1])
+
+
+# ------------------------------------------------------------- image_classification
+
+
+def test_image_classification(run):
+    found, printed = run("image_classification")
+    plain = found["losses"]["plain", 0]
+    assert np.mean(plain[-5:]) < 0.6 * np.mean(plain[:5])
+    assert found["accuracy"]["plain", 0] > 0.6
+    assert len(found["wrong"]["plain", 0]) == round((1 - found["accuracy"]["plain", 0]) * 80)
+    assert f"{found['accuracy']['shifted', 0]:.2%}" in printed
+
+    # Nine frames of each image: the fifth holds it in the middle, the first up and to the left.
+    x, y = found["parts"](0)[0]
+    moved, labels = found["shifted"](x, y)
+    nine = moved.reshape(9, len(x), 10, 10, 1)
+    np.testing.assert_array_equal(nine[4][:, 1:9, 1:9], x)
+    np.testing.assert_array_equal(nine[0][:, :8, :8], x)
+    np.testing.assert_allclose(nine.sum((0, 2, 3, 4)), 9 * x.sum((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_array_equal(labels, np.tile(y, 9))
+
+    model, params, loss = found["frozen"], found["params"], found["loss"]
+
+    def total(x):
+        return loss.apply((), (model.apply(params, x), y[:3])).sum()
+
+    # No digits, where blank pixels are equal: at such ties max_pool has no derivative.
+    noise = np.random.default_rng(0).uniform(size=(3, 10, 10, 1)).astype("float32")
+    ours = found["saliency"](model, params, noise, y[:3])
+    np.testing.assert_allclose(ours, jax.grad(total)(noise), rtol=1e-4, atol=1e-6)
+    assert _is_picture(Path("runs/image_classification.png"))
+    assert _gap_to_jax_grad(printed) < 1e-3
 
 
 # ------------------------------------------------------------------ why_nonlinear
