@@ -378,7 +378,7 @@ def test_tree_logic(run):
 
 def test_sequence_classification(run):
     found, printed = run("sequence_classification")
-    assert found["train"][0].shape == (1437, 8, 8)
+    assert found["train"][0].shape == (1438, 8, 8)
     assert [len(curve) for curve in found["digit_curves"]] == [3]
     assert found["accuracies"][0] > 0.4
     x, (y, asked) = found["copy_test"]
