@@ -16,7 +16,7 @@ ends with it.  More ink where it is red makes the loss larger, where it is blue 
 
 The last line compares the first 20 losses with those of ``jax.grad`` under the same training.
 Between two roundings a relu or a maximum may choose otherwise, and Adam lets that grow: with some
-seeds the losses differ by up to 1e-3 (in float64 by 2e-15).  Takes about FULL minutes on two cores.
+seeds the losses differ by up to 1e-3 (in float64 by 2e-15).  Takes some minutes on two cores.
 """
 
 import argparse
