@@ -517,11 +517,9 @@ def with_steps(broken, layer):
         (lstm_module, "delta_c * g * i * (1 - i)", "delta_c * g * i * i", "m.lstm(3)", STEPS),
         (lstm_module, "(1 - squashed * squashed)", "(1 - c * c)", "m.lstm(3)", PADDED),
         (lstm_module, "delta_c * f), (", "delta_c * i), (", "m.lstm(3)", STEPS),
-        (lstm_module, "delta_c * i * (1 - g * g)", "delta_c * f * (1 - g * g)", "m.lstm(3)", STEPS),
         (gru_module, "delta_n * v_n * r * (1 - r)", "delta_n * r * (1 - r)", "m.gru(3)", STEPS),
         (gru_module, "(h.astype(n.dtype) - n)", "(n - h.astype(n.dtype))", "m.gru(3)", STEPS),
         (gru_module, "delta_n * r]", "delta_n]", "m.gru(3)", PADDED),
-        (gru_module, "delta_h * z + through", "delta_h + through", "m.gru(3)", STEPS),
         (
             steps_module,
             "first = _kept(steps.real, first, last)",

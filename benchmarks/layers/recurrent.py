@@ -1,15 +1,22 @@
-"""Recurrent layers, and PyTorch's where it is installed."""
+"""Recurrent layers; ``python -m benchmarks.layers.recurrent`` has them beside PyTorch's.
+
+That needs PyTorch, which runs on 1 thread and on as many as there are CPUs.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import funcprop as fp
 from benchmarks.layers.row import Row, layer_row
+from benchmarks.timing import heading, interleaved, spread, table
 
 # The plain forms: the steps of a cell as they stand in a textbook, and a scan over them.
 
@@ -94,3 +101,51 @@ def rows(scale: float = 1.0) -> list[Row]:
             aim="half the memory",
         ),
     ]
+
+
+def beside_pytorch(row: Row, name: str, rounds: int) -> list[tuple[str, ...]]:
+    """The lines of a row and of PyTorch's layer: y, and the gradient by weights and input."""
+    import torch
+
+    params, x, delta = row.args
+    ours = jax.jit(row.ours)
+    theirs = getattr(torch.nn, name.upper())(x.shape[-1], delta.shape[-1], batch_first=True)
+    given, cotangent = (torch.tensor(np.asarray(leaf)) for leaf in (x, delta))
+    given.requires_grad_()
+
+    def with_torch(threads):
+        def run():
+            torch.set_num_threads(threads)
+            theirs.zero_grad(set_to_none=True)
+            given.grad = None
+            theirs(given)[0].backward(cotangent)
+
+        return run
+
+    runs = {"funcprop": lambda: jax.block_until_ready(ours(params, x, delta))}
+    for threads in sorted({1, os.cpu_count() or 1}):
+        runs[f"PyTorch {torch.__version__.split('+')[0]}, threads: {threads}"] = with_torch(threads)
+    _, seconds = interleaved(runs, rounds, pause=0.1)
+    own = seconds["funcprop"]
+    return [
+        (row.name if by == "funcprop" else "", by, spread(1e3 * times), spread(times / own))
+        for by, times in seconds.items()
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layers.recurrent")
+    parser.add_argument("--rounds", type=int, default=21, help="how often each row is timed")
+    parser.add_argument("--scale", type=float, default=1.0, help="smaller sizes, for a trial")
+    options = parser.parse_args(arguments)
+    lines = [
+        line
+        for row, name in zip(rows(options.scale)[:2], ("lstm", "gru"), strict=True)
+        for line in beside_pytorch(row, name, options.rounds)
+    ]
+    print(heading(options.rounds))
+    print(f"\n{table(('', 'by', 'ms a call', 'its time / ours'), lines)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from ..layer import Layer, LayerError, Site
 from .dense import zeros
 from .embedding import lecun_normal
 from .recurrent import recurrent
-from .recurrent_weights import check_weights, orthogonal, sigmoid, stacked
+from .recurrent_weights import by_chunks, check_weights, orthogonal, sigmoid, stacked
 from .steps import Cell
 
 
@@ -60,7 +60,8 @@ def gru(
     >>> params["x"]["w"].shape, params["h"]["w"].shape, out_shape
     ((15, 3), (15, 5), (7, 5))
     """
-    site_x, site_h = (Site(f"gru {of}", _gradients, _rows) for of in "xh")
+    gradients = by_chunks(_gradients, chunk)
+    site_x, site_h = (Site(f"gru {of}", gradients, _rows) for of in "xh")
 
     def init(key, features):
         w_key, b_key, u_key, c_key = jax.random.split(key, 4)

@@ -78,7 +78,7 @@ def lstm(
     >>> y.shape, h.shape, c.shape
     ((7, 5), (5,), (5,))
     """
-    site = joint_site("lstm")
+    site = joint_site("lstm", chunk)
 
     def step(params, x, state):
         h, c = state

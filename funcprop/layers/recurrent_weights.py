@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .. import contraction
 from ..layer import LayerError, Site, check_float
@@ -20,7 +21,35 @@ def stacked(init: Any, key: jax.Array, gates: int, shape: tuple[int, int]) -> ja
     return jnp.concatenate([init(k, shape) for k in jax.random.split(key, gates)])
 
 
-def joint_site(name: str) -> Site:
+def by_chunks(gradients: Any, chunk: int | None) -> Any:
+    """``gradients(inputs, delta)`` of (B, T, ...) as the sum of those of chunks of steps, for which
+    nothing as large as ``delta`` has to be copied.
+    """
+
+    def summed(inputs, delta):
+        time = delta.shape[1]
+        if chunk is None or time <= chunk:
+            return gradients(inputs, delta)
+
+        def part(start, size):
+            given = jax.tree.map(
+                lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=1), (inputs, delta)
+            )
+            return contraction.accumulated(gradients(*given))
+
+        def add(total, start):
+            return jax.tree.map(jnp.add, total, part(start, chunk)), None
+
+        starts = jnp.arange(1, time // chunk, dtype=jnp.int32) * chunk
+        total, _ = lax.scan(add, part(0, chunk), starts)
+        if time % chunk:
+            total = jax.tree.map(jnp.add, total, part(time - time % chunk, time % chunk))
+        return jax.tree.map(lambda leaf: leaf.astype(delta.dtype), total)
+
+    return summed
+
+
+def joint_site(name: str, chunk: int | None = None) -> Site:
     """The site of z = x Wᵀ + h Uᵀ + b over all steps, with inputs (x, h)."""
 
     def gradients(inputs, delta):
@@ -31,7 +60,7 @@ def joint_site(name: str) -> Site:
     def rows(inputs, delta):
         return jnp.concatenate(inputs, axis=-1), delta
 
-    return Site(name, gradients, rows)
+    return Site(name, by_chunks(gradients, chunk), rows)
 
 
 def joint_map(params: Tree, x: jax.Array, h: jax.Array) -> jax.Array:

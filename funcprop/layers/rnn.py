@@ -56,7 +56,7 @@ def rnn(
     [0.0, 1.0, 3.0, 6.0]
     """
     activation = as_layer(activation, "rnn")
-    site = joint_site("rnn")
+    site = joint_site("rnn", chunk)
     weights_init = joint_init(1, hidden, w_init, u_init, b_init)
 
     def init(key, features):
