@@ -201,6 +201,8 @@ def correlate(g: Windows, x: jax.Array, w: jax.Array, groups: int = 1) -> jax.Ar
 
 def kernel_gradient(g: Windows, x: jax.Array, delta: jax.Array, groups: int = 1) -> jax.Array:
     """δW[k] = Σ x[window o, element k]ᵀ δ[o] over batch and windows: (*kernel, C/groups, F)."""
+    if max(g.stride) == 1 < max(g.spread):  # the zeros between would cost as much as the rest
+        return reversed_kernel(kernel_gradient(g.transposed(), delta, x, groups), groups)
     shape = (*g.kernel, x.shape[-1] // groups, delta.shape[-1])
     # x convolved with δ as the kernel, batch and channels having changed places.
     places = "DHW"[-len(g.sizes) :]
@@ -263,9 +265,7 @@ def kernel_gradient(g: Windows, x: jax.Array, delta: jax.Array, groups: int = 1)
         delta = delta.reshape(-1, *delta.shape[2:])
         return jnp.stack([kernel_gradient(flat, each, delta) for each in slices])
 
-    # Where x is spread XLA's own is twice as fast.
-    plain = None if max(g.spread) > 1 else by_images
-    faster = by_columns if groups > 1 else by_slices if len(g.sizes) == 3 else plain
+    faster = by_columns if groups > 1 else by_slices if len(g.sizes) == 3 else by_images
     return _on_cpu(faster, whole, x, delta, summed=True)
 
 
