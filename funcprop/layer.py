@@ -94,15 +94,19 @@ class Site:
         name: the layer's name.
         gradient: ``gradient(inputs, delta) -> tree`` shaped like the site's parameters; it sums
             over axis 0, so that a per-example statistic is a vmap of it.
-        rows: ``rows(inputs, delta) -> (B, R, n), (B, R, m)``, the two factors of the matrix form
-            δW = Σ rowsᵀ rows; ``None`` where a site has no such form.
+        rows: ``rows(inputs, delta) -> left (B, R, n), right (B, R, m)``, the two factors of the
+            matrix form δW = Σ rightᵀ left, (m, n), of all parameters but the bias b: one beside
+            the other in the order of their names; ``None`` where a site has no such form.
         mixes: whether one example's delta depends on the other examples (batch norm).
+        inputs_first: whether the parameters are stored as Wᵀ, with the axes of the inputs in
+            front, as the kernel of a convolution and the table of an embedding.
     """
 
     name: str
     gradient: Callable[[Tree, Tree], Tree]
-    rows: Callable[[Tree, Tree], tuple[jax.Array, jax.Array]] | None = None
+    rows: Callable[[Tree, Tree], tuple[Any, jax.Array]] | None = None
     mixes: bool = False
+    inputs_first: bool = False
 
 
 def gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:

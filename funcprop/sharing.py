@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from .contraction import accumulated
 from .layer import Layer, LayerError, Site, as_layer, gradient
+from .rows import dense
 
 Tree = Any
 Path = tuple[Any, ...]
@@ -138,24 +139,31 @@ class _Gradient:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """The places' rows, one after the other."""
+    """The places' rows, one after the other; of an embedding tied to an affine map, whose W is
+    stored as the affine map's, left and right change places."""
 
     sites: tuple[Site, ...]
 
     def __call__(self, inputs: Tree, delta: Tree) -> tuple[jax.Array, jax.Array]:
-        pairs = [_rows(s, x, d) for s, x, d in zip(self.sites, inputs, delta, strict=True)]
+        first = all(site.inputs_first for site in self.sites)
+        pairs = [
+            _rows(s, x, d, s.inputs_first and not first)
+            for s, x, d in zip(self.sites, inputs, delta, strict=True)
+        ]
         left, right = zip(*pairs, strict=True)
-        return jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1)
+        return tuple(jnp.concatenate([dense(a) for a in side], axis=1) for side in (left, right))
 
 
-def _rows(site: Site, inputs: Tree, delta: Tree) -> tuple[jax.Array, jax.Array]:
+def _rows(site: Site, inputs: Tree, delta: Tree, turned: bool) -> tuple[Any, Any]:
     assert site.rows is not None
-    return site.rows(inputs, delta)
+    left, right = site.rows(inputs, delta)
+    return (right, left) if turned else (left, right)
 
 
 def _united(sites: tuple[Site, ...]) -> Site:
     rows = _Rows(sites) if all(site.rows for site in sites) else None
-    return Site("share", _Gradient(sites), rows, any(site.mixes for site in sites))
+    mixes, first = any(site.mixes for site in sites), all(site.inputs_first for site in sites)
+    return Site("share", _Gradient(sites), rows, mixes, first)
 
 
 def _counted(statistic: Callable[..., Tree]) -> Callable[..., Tree]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -65,20 +65,13 @@ def value_and_backprop(
     model, loss = as_layer(model, "model"), as_loss(loss)
 
     def f(params, x, y, *, sample_weight=None, weights=None, key=None, microbatch=None):
-        x = jax.tree.map(_array, x)
-        size = _batch_size(x, y)
+        x, size = checked_batch(x, y)
         _check_sample_weight(sample_weight, size)
-        weights = params if weights is None else _checked_weights(params, weights)
-        own, loss_own = _split(loss, params)
-        carriers, loss_carriers = _split(loss, weights)
 
         def sweep(x, y, share, key):
-            prediction, residuals = model.forward(own, x, key)
-            losses, loss_residuals = loss.forward(loss_own, (prediction, y))
+            losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
             share = _checked_share(share, losses, size)
-            (delta, _), loss_tree = loss.backward(loss_carriers, loss_residuals, share, statistic)
-            _, tree = model.backward(carriers, residuals, delta, statistic)
-            return jnp.sum(share * losses), tree if _parameterless(loss) else (tree, loss_tree)
+            return jnp.sum(share * losses), back.from_losses(share, statistic)
 
         share = None
         if sample_weight is not None:
@@ -91,6 +84,44 @@ def value_and_backprop(
         return value, matched(tree, Varying.of(params)) if statistic is gradient else tree
 
     return f
+
+
+class Back(NamedTuple):
+    """The way back from a forward pass, for any error and any statistic.
+
+    Attributes:
+        from_losses: ``from_losses(delta, statistic) -> tree`` sends ∂/∂ℓ = delta (B,) back.
+        from_prediction: ``from_prediction(delta, statistic) -> (delta_x, tree)`` sends an error of
+            the prediction back; the tree is the model's.
+        loss_residuals: for the loss's ``root`` and ``sample``.
+        prediction: what the model gave.
+    """
+
+    from_losses: Callable[..., Tree]
+    from_prediction: Callable[..., tuple[Tree, Tree]]
+    loss_residuals: Tree
+    prediction: Tree
+
+
+def forward_pass(
+    model: Layer, loss: Loss, params: Tree, x: Tree, y: Tree, *, weights: Tree, key: Any
+) -> tuple[jax.Array, Back]:
+    """Each example's own loss (B,), and the way back."""
+    weights = params if weights is None else _checked_weights(params, weights)
+    own, loss_own = _split(loss, params)
+    carriers, loss_carriers = _split(loss, weights)
+    prediction, residuals = model.forward(own, x, key)
+    losses, loss_residuals = loss.forward(loss_own, (prediction, y))
+
+    def from_prediction(delta, statistic):
+        return model.backward(carriers, residuals, delta, statistic)
+
+    def from_losses(delta, statistic):
+        (delta, _), loss_tree = loss.backward(loss_carriers, loss_residuals, delta, statistic)
+        _, tree = from_prediction(delta, statistic)
+        return tree if _parameterless(loss) else (tree, loss_tree)
+
+    return losses, Back(from_losses, from_prediction, loss_residuals, prediction)
 
 
 def _added_up(sweep, x, y, share, key, microbatch, size):
@@ -124,6 +155,12 @@ def _checked_share(share: jax.Array | None, losses: jax.Array, size: int) -> jax
     if losses.ndim != 1:
         raise LayerError("loss", f"it gave {losses.shape}, one number an example (B,) is due")
     return jnp.full_like(losses, 1 / size) if share is None else share.astype(losses.dtype)
+
+
+def checked_batch(x: Tree, y: Tree) -> tuple[Tree, int]:
+    """x as arrays, and how many examples there are."""
+    x = jax.tree.map(_array, x)
+    return x, _batch_size(x, y)
 
 
 def _array(leaf: Any) -> jax.Array:

@@ -15,6 +15,7 @@ from funcprop import LayerError, Site, check_layer, differentiable, gradient, si
 from funcprop.checking import CASES, compare
 from funcprop.checking.catalogue import LAYERS
 from funcprop.layer import cotangent_of, delta_of, is_inexact
+from funcprop.rows import dense, matrix_of, of_matrix
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -185,40 +186,28 @@ def test_delta_is_carried_by_the_weights_alone(case):
 
 @with_parameters
 def test_rows_are_the_matrix_form_of_the_gradient(case):
-    """The sum of rowsᵀ rows holds the gradient of all but the biases, whatever its shapes."""
+    """The sum of rightᵀ left is the matrix of the gradient of all but the biases."""
     params, x, _, delta = drawn(case)
     if not any(site.rows for site in sites_of(case, x)):
         return
 
     def by_rows(site, inputs, delta):
-        grads = site.gradient(inputs, delta)
         if site.rows is None:
             return ()
-        inputs, delta = site.rows(inputs, delta)
-        assert inputs.ndim == delta.ndim == 3
-        assert len(inputs) == len(delta) == 4
-        return jnp.einsum("brm,brn->mn", delta, inputs), grads
+        grads = site.gradient(inputs, delta)
+        left, right = (dense(side) for side in site.rows(inputs, delta))
+        assert left.ndim == right.ndim == 3
+        assert len(left) == len(right) == 4
+        matrix, due = jnp.einsum("brm,brn->mn", right, left), matrix_of(site, grads)
+        back = matrix_of(site, of_matrix(site, due, grads))
+        return {"found": jnp.stack([matrix, back]), "due": jnp.stack([due, due])}
 
     def sweep(params, x, delta):
         _, residuals = case.layer.forward(params, x)
         return case.layer.backward(params, residuals, delta, by_rows)[1]
 
-    found = jax.tree.leaves(
-        jax.jit(sweep)(params, x, delta), is_leaf=lambda leaf: _is_pair_of_matrix_and_tree(leaf)
-    )
-    for matrix, grads in filter(_is_pair_of_matrix_and_tree, found):
-        leaves = [
-            np.ravel(leaf)
-            for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]
-            if not jax.tree_util.keystr(path).endswith("['b']")
-        ]
-        np.testing.assert_allclose(
-            np.sort(np.ravel(matrix)), np.sort(np.concatenate(leaves)), rtol=2e-4, atol=2e-5
-        )
-
-
-def _is_pair_of_matrix_and_tree(leaf):
-    return isinstance(leaf, tuple) and len(leaf) == 2 and hasattr(leaf[0], "ndim")
+    leaves = jax.tree.leaves(jax.jit(sweep)(params, x, delta))  # due, found, due, found, ...
+    chex.assert_trees_all_close(leaves[1::2], leaves[::2], rtol=2e-4, atol=2e-5)
 
 
 ONE_A_LAYER = list({case.layer.name: case for case in reversed(LAYERS)}.values())

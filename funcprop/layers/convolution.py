@@ -180,7 +180,7 @@ def _convolution(
         )
 
     # With groups the gradient is several products, of one part of the channels each.
-    site = Site(name, gradients, rows if groups == 1 else None)
+    site = Site(name, gradients, rows if groups == 1 else None, inputs_first=True)
 
     def init(key, shape):
         g = _checked(windows, name, shape)

@@ -19,6 +19,7 @@ from ..layer import (
     is_concrete,
     stateless,
 )
+from ..rows import OneHot
 from .dense import check_features
 
 lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -71,12 +72,10 @@ def embedding(vocab: int, features: int, *, w_init: Any = lecun_normal) -> Layer
         return {"w": contraction.by_example(scattered, ids, delta, summed=True)}
 
     def rows(ids, delta):
-        flat = ids.reshape(len(ids), -1, 1)
-        one_hot = (flat == jnp.arange(vocab, dtype=ids.dtype)).astype(delta.dtype)
-        one_hot = jnp.where(flat < vocab, one_hot, jnp.nan)
-        return delta.reshape(len(ids), -1, features), one_hot
+        one_hot = OneHot(ids.reshape(len(ids), -1), vocab, jnp.zeros((), delta.dtype))
+        return one_hot, delta.reshape(len(ids), -1, features)
 
-    site = Site("embedding", gradients, rows)
+    site = Site("embedding", gradients, rows, inputs_first=True)
 
     def init(key, shape):
         shape = _shape_of_ids(shape)

@@ -58,7 +58,8 @@ def joint_site(name: str, chunk: int | None = None) -> Site:
         return {"w": w, "u": u, "b": contraction.total(delta)}
 
     def rows(inputs, delta):
-        return jnp.concatenate(inputs, axis=-1), delta
+        x, h = inputs
+        return jnp.concatenate([h, x], axis=-1), delta  # u stands before w
 
     return Site(name, by_chunks(gradients, chunk), rows)
 

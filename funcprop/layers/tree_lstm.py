@@ -171,7 +171,7 @@ def _forget_site(name):
     def rows(inputs, delta):
         x, h_k = inputs
         x = jnp.broadcast_to(x[:, :, None], (*h_k.shape[:3], x.shape[-1]))
-        pairs = jnp.concatenate([x, h_k], axis=-1)
+        pairs = jnp.concatenate([h_k, x], axis=-1)  # u stands before w
         return tuple(a.reshape(len(a), -1, a.shape[-1]) for a in (pairs, delta))
 
     return Site(name, gradients, rows)

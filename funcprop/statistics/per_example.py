@@ -1,0 +1,241 @@
+"""Statistics of single examples: their gradients, norms and inner products.
+
+With gᵢ = ∂ℓᵢ/∂θ the gradient of example i's own loss, and rows lᵢᵣ of its inputs and rᵢᵣ of its
+delta at a site (see :class:`~funcprop.Site`), Mᵢ = Σᵣ rᵢᵣᵀ lᵢᵣ is gᵢ but for the bias, and
+
+    ‖Mᵢ‖²   = Σᵣₛ (lᵢᵣ·lᵢₛ)(rᵢᵣ·rᵢₛ)        the Gram form: Mᵢ is never formed
+    ⟨Mᵢ, Mⱼ⟩ = Σᵣₛ (lᵢᵣ·lⱼₛ)(rᵢᵣ·rⱼₛ)
+
+(Goodfellow 2015, arXiv 1510.01799, for R = 1; Rochette 2019, arXiv 1912.06015, for more rows).
+With many rows Mᵢ is the cheaper one: each site takes the form with fewer multiplications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..contraction import accumulated
+from ..layer import Layer, LayerError, Site, gradient
+from ..losses import Loss
+from ..rows import OneHot, of_matrix, products
+from .statistic import Statistic, added, examples_first, map_sites
+
+Tree = Any
+Array = jax.Array
+
+
+class SquaredNorms(NamedTuple):
+    """‖gᵢ‖² of every example.
+
+    Attributes:
+        total: (B,), over all parameters.
+        sites: a tree with (B,) for each site; (B, n) inside ``repeat``.
+    """
+
+    total: Array
+    sites: Tree
+
+
+class InnerProducts(NamedTuple):
+    """⟨gᵢ, gⱼ⟩ of all pairs of examples.
+
+    Attributes:
+        total: (B, B′), over all parameters.
+        sites: a tree with (B, B′) for each site; (B, B′, n) inside ``repeat``.
+    """
+
+    total: Array
+    sites: Tree
+
+
+# --------------------------------------------------------------------------- at a site
+
+
+def each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
+    """gᵢ: the site's parameters with (B,) in front."""
+    grads = _vmapped(site, inputs, delta)
+    if site.rows is None:
+        return grads
+    left, right = site.rows(inputs, delta)
+    if isinstance(left, OneHot):
+        return grads
+    like = jax.tree.map(lambda leaf: leaf[0], grads)
+    # Of the vmapped gradient only b is used; the rest is never computed under jit.
+    return {**grads, **of_matrix(site, jnp.einsum("brm,brn->bmn", right, left), like)}
+
+
+def squared_norm(site: Site, inputs: Tree, delta: Tree) -> Array:
+    """‖gᵢ‖² (B,)."""
+    if site.rows is None:
+        return _norms(_vmapped(site, inputs, delta))
+    left, right = site.rows(inputs, delta)
+    if not _gram_is_cheaper(left, right):
+        return _norms(each_gradient(site, inputs, delta))
+    gram = accumulated(products(left, left)) * accumulated(products(right, right))
+    return jnp.sum(gram, axis=(1, 2)) + _norms(bias(site, inputs, delta))
+
+
+def inner_product(site: Site, first: tuple[Tree, Tree], second: tuple[Tree, Tree]) -> Array:
+    """⟨gᵢ, gⱼ⟩ (B, B′) of two batches of (inputs, delta)."""
+    if site.rows is None or not _pairs_are_cheaper(site.rows(*first)):
+        grads = (each_gradient(site, *given) for given in (first, second))
+        return _products(*(jax.tree.leaves(accumulated(tree)) for tree in grads))
+    (left, right), (left_2, right_2) = site.rows(*first), site.rows(*second)
+    # The rows of all examples at once, as if of one.
+    gram = products(_flat(left), _flat(left_2)) * products(_flat(right), _flat(right_2))
+    sizes = (*left.shape[:2], *left_2.shape[:2])
+    inner = jnp.sum(accumulated(gram[0]).reshape(sizes), axis=(1, 3))
+    biases = (bias(site, *given) for given in (first, second))
+    return inner + _products(*(jax.tree.leaves(accumulated(tree)) for tree in biases))
+
+
+def _vmapped(site: Site, inputs: Tree, delta: Tree) -> Tree:
+    def one(inputs, delta):
+        return site.gradient(*jax.tree.map(lambda leaf: leaf[None], (inputs, delta)))
+
+    return jax.vmap(one)(inputs, delta)
+
+
+def bias(site: Site, inputs: Tree, delta: Tree) -> Tree:
+    grads = _vmapped(site, inputs, delta)
+    return {"b": grads["b"]} if "b" in grads else {}
+
+
+def _norms(grads: Tree) -> Array:
+    leaves = jax.tree.leaves(accumulated(grads))
+    return sum((jnp.sum(g * g, tuple(range(1, g.ndim))) for g in leaves), start=0.0)
+
+
+def _products(a: list[Array], b: list[Array]) -> Any:
+    flat = (
+        jnp.einsum("in,jn->ij", p.reshape(len(p), -1), q.reshape(len(q), -1))
+        for p, q in zip(a, b, strict=True)
+    )
+    return sum(flat, start=0.0)
+
+
+def _flat(rows: Array | OneHot) -> Any:
+    if isinstance(rows, OneHot):
+        return OneHot(rows.ids.reshape(1, -1), rows.size, rows.like)
+    return rows.reshape(1, -1, rows.shape[-1])
+
+
+def _gram_is_cheaper(left: Array | OneHot, right: Array) -> bool:
+    """Multiplications of one example, R² (n + m) against R n m; ids take none."""
+    _, rows, n = left.shape
+    m = right.shape[-1]
+    if isinstance(left, OneHot):
+        return rows * rows * m <= (rows + n) * m
+    return rows * (n + m) <= n * m
+
+
+def _pairs_are_cheaper(rows: tuple[Array | OneHot, Array]) -> bool:
+    """R² (n + m) a pair of examples against n m a pair and R n m an example."""
+    left, right = rows
+    size, count, n = left.shape
+    m = right.shape[-1]
+    row = m if isinstance(left, OneHot) else n + m
+    return size * count * count * row <= n * m * (size + count)
+
+
+# -------------------------------------------------------------------------- statistics
+
+
+def _squared_norms(found: Tree, size: int) -> SquaredNorms:
+    return SquaredNorms(added(found), examples_first(found))
+
+
+def _own_products(site: Site, inputs: Tree, delta: Tree) -> Array:
+    return inner_product(site, (inputs, delta), (inputs, delta))
+
+
+def _inner_products(found: Tree, size: int) -> InnerProducts:
+    return InnerProducts(added(found, 2), examples_first(found, 2))
+
+
+def _mean(found: Tree, size: int) -> Tree:
+    return map_sites(lambda at: jax.tree.map(lambda leaf: leaf / size, at.piece), found)
+
+
+pairs = Statistic(
+    "pairs",
+    lambda site, inputs, delta: (inputs, delta),
+    lambda found, size: examples_first(found),
+    by_example=False,
+)
+"""The raw (inputs, delta) of every site, to look at; the inputs are what the layer's site takes."""
+
+mean_gradient = Statistic("gradients", gradient, _mean, by_example=False)
+"""The gradient of the mean loss, shaped like the parameters: for :func:`combine`."""
+
+per_example_gradients = Statistic(
+    "per-example gradients", each_gradient, lambda found, size: examples_first(found)
+)
+"""gᵢ of every example: the parameters with (B,) in front of each leaf, inside ``repeat`` too."""
+
+squared_norms = Statistic("squared norms", squared_norm, _squared_norms)
+"""‖gᵢ‖² of every example as :class:`SquaredNorms`, without forming gᵢ where that is cheaper."""
+
+inner_products = Statistic("inner products", _own_products, _inner_products)
+"""⟨gᵢ, gⱼ⟩ of a batch's examples as :class:`InnerProducts`: with the losses' own derivatives
+left out it is the empirical neural tangent kernel (Jacot 2018, arXiv 1806.07572)."""
+
+
+def inner_products_between(model: Layer, loss: Loss) -> Callable[..., InnerProducts]:
+    """⟨gᵢ, gⱼ⟩ of each example of one batch with each of another.
+
+    The influence of example i on the loss of example j under one step of gradient descent
+    (Pruthi 2020, arXiv 2002.08484, eq. 1) is this times the rate.
+
+    Args:
+        model: the model, a layer.
+        loss: the loss.
+
+    Returns:
+        ``f(params, batch, other, *, weights=None, key=None) -> InnerProducts``, each batch a pair
+        (x, y); (B, B′) numbers for each site, and in total.
+
+    Raises:
+        LayerError: as :func:`~funcprop.value_and_backprop`, for layers that mix examples, and when
+            the two batches are not alike.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import dense, mean_squared_error
+    >>> from funcprop.statistics import inner_products_between
+    >>> model = dense(1, w_init=jax.nn.initializers.ones)
+    >>> params, _ = model.init(jax.random.key(0), (2,))
+    >>> batch = jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.array([[1.0], [1.0]])
+    >>> other = jnp.array([[2.0, 0.0]]), jnp.array([[0.0]])
+    >>> f = inner_products_between(model, mean_squared_error)
+    >>> f(params, batch, other).total.tolist()
+    [[48.0], [-8.0]]
+    """
+
+    def f(params, batch, other, *, weights=None, key=None):
+        size = len(jax.tree.leaves(batch)[0])
+
+        def at_site(site, inputs, delta):
+            first, second = (
+                jax.tree.map(lambda leaf, part=part: leaf[part], (inputs, delta))
+                for part in (slice(size), slice(size, None))
+            )
+            return inner_product(site, first, second)
+
+        x, y = _joined(batch, other)
+        between = inner_products._replace(at_site=at_site)
+        return between(model, loss)(params, x, y, weights=weights, key=key)
+
+    return f
+
+
+def _joined(batch: Tree, other: Tree) -> Tree:
+    try:
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, other)
+    except (TypeError, ValueError) as error:
+        raise LayerError(
+            "inner_products_between", f"batch and other are not alike, as they must be: {error}"
+        ) from None
