@@ -71,7 +71,7 @@ def value_and_backprop(
         def sweep(x, y, share, key):
             losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
             share = _checked_share(share, losses, size)
-            return jnp.sum(share * losses), back.from_losses(share, statistic)
+            return jnp.sum(share * losses), back.from_losses(share, statistic)[1]
 
         share = None
         if sample_weight is not None:
@@ -90,14 +90,15 @@ class Back(NamedTuple):
     """The way back from a forward pass, for any error and any statistic.
 
     Attributes:
-        from_losses: ``from_losses(delta, statistic) -> tree`` sends ∂/∂ℓ = delta (B,) back.
+        from_losses: ``from_losses(delta, statistic) -> (delta_x, tree)`` sends ∂/∂ℓ = delta (B,)
+            back; of a loss with parameters the tree is the pair (model's, loss's).
         from_prediction: ``from_prediction(delta, statistic) -> (delta_x, tree)`` sends an error of
             the prediction back; the tree is the model's.
         loss_residuals: for the loss's ``root`` and ``sample``.
         prediction: what the model gave.
     """
 
-    from_losses: Callable[..., Tree]
+    from_losses: Callable[..., tuple[Tree, Tree]]
     from_prediction: Callable[..., tuple[Tree, Tree]]
     loss_residuals: Tree
     prediction: Tree
@@ -118,8 +119,8 @@ def forward_pass(
 
     def from_losses(delta, statistic):
         (delta, _), loss_tree = loss.backward(loss_carriers, loss_residuals, delta, statistic)
-        _, tree = from_prediction(delta, statistic)
-        return tree if _parameterless(loss) else (tree, loss_tree)
+        delta_x, tree = from_prediction(delta, statistic)
+        return delta_x, tree if _parameterless(loss) else (tree, loss_tree)
 
     return losses, Back(from_losses, from_prediction, loss_residuals, prediction)
 

@@ -2,6 +2,11 @@
 
 from .clipping import Clipped as Clipped
 from .clipping import clipped_gradient as clipped_gradient
+from .derivatives import Jacobian as Jacobian
+from .derivatives import gauss_newton_vector_product as gauss_newton_vector_product
+from .derivatives import hessian_vector_product as hessian_vector_product
+from .derivatives import jacobian as jacobian
+from .derivatives import saliency as saliency
 from .moments import Moments as Moments
 from .moments import NoiseScale as NoiseScale
 from .moments import moments as moments

@@ -89,7 +89,7 @@ def clipped_gradient(
         def f(params, x, y, *, weights=None, key=None):
             x, size = checked_batch(x, y)
             losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
-            found = back.from_losses(jnp.ones_like(losses), norms.at)
+            _, found = back.from_losses(jnp.ones_like(losses), norms.at)
             value = jnp.mean(losses)
             if per_layer:
                 squared = added(map_sites(lambda at: at._replace(piece=at.piece[0]), found))
@@ -97,7 +97,7 @@ def clipped_gradient(
                 return Clipped(value, grads, squared)
             squared = added(found)
             share = (factors(squared) / size).astype(losses.dtype)
-            return Clipped(value, back.from_losses(share, gradient), squared)
+            return Clipped(value, back.from_losses(share, gradient)[1], squared)
 
         return f
 

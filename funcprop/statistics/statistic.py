@@ -46,7 +46,7 @@ class Statistic(NamedTuple):
         def f(params, x, y, *, weights=None, key=None):
             x, size = checked_batch(x, y)
             losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
-            found = back.from_losses(jnp.ones_like(losses), self.at)
+            _, found = back.from_losses(jnp.ones_like(losses), self.at)
             return self.finish(found, size)
 
         return f
