@@ -106,7 +106,13 @@ def rows_of(
     params, _ = model.init(jax.random.key(0), x.shape[1:])
     ours = forms(model, loss)
     return [
-        Row(f"{title}, {name.replace('_', ' ')}", ours[name], sides.beside(name), (params, x, y), aim)
+        Row(
+            f"{title}, {name.replace('_', ' ')}",
+            ours[name],
+            sides.beside(name),
+            (params, x, y),
+            aim,
+        )
         for name, aim in aims.items()
     ]
 
@@ -121,9 +127,7 @@ def labels(batch: int) -> jax.Array:
 
 def mlp(scale: float) -> list[Row]:
     batch, hidden = max(2, round(128 * scale)), max(2, round(512 * scale))
-    model = fp.serial(
-        fp.dense(hidden, fp.relu), fp.dense(hidden, fp.relu), fp.dense(10)
-    )
+    model = fp.serial(fp.dense(hidden, fp.relu), fp.dense(hidden, fp.relu), fp.dense(10))
 
     def apply(params, x):
         for layer in params[:-1]:

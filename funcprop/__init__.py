@@ -2,6 +2,7 @@
 
 from . import checking as checking
 from . import datasets as datasets
+from . import statistics as statistics
 from .auxiliary import auxiliary as auxiliary
 from .calibration import calibrate as calibrate
 from .checking.compare import Difference as Difference

@@ -151,7 +151,8 @@ class _Rows:
             for s, x, d in zip(self.sites, inputs, delta, strict=True)
         ]
         left, right = zip(*pairs, strict=True)
-        return tuple(jnp.concatenate([dense(a) for a in side], axis=1) for side in (left, right))
+        left, right = (tuple(dense(a) for a in side) for side in (left, right))
+        return jnp.concatenate(left, axis=1), jnp.concatenate(right, axis=1)
 
 
 def _rows(site: Site, inputs: Tree, delta: Tree, turned: bool) -> tuple[Any, Any]:

@@ -10,9 +10,10 @@ import pytest
 
 import funcprop
 import funcprop.checking
+import funcprop.statistics
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("statistics/*.md")])
 CODE_OF = re.compile(r"^```\{code-of\} (\S+) (\S+)\n(?::(\w+):\n)?", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
 
@@ -88,12 +89,15 @@ def test_every_public_name_is_in_the_reference():
     for name, value in public_names(funcprop.checking).items():
         if own.get(name) is not value:
             due.add(f"funcprop.checking.{name}")
+    due |= {f"funcprop.statistics.{name}" for name in public_names(funcprop.statistics)}
     due |= {f"funcprop.datasets.{name}" for name in ("DataError", "digits", "load", "split")}
     assert due == listed
 
 
 @pytest.mark.parametrize(
-    "module", [funcprop, funcprop.checking], ids=lambda module: module.__name__
+    "module",
+    [funcprop, funcprop.checking, funcprop.statistics],
+    ids=lambda module: module.__name__,
 )
 def test_every_function_and_class_has_a_docstring(module):
     bare = []

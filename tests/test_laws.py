@@ -1,4 +1,7 @@
-"""The laws of the contract, for every layer and loss of the table of cases."""
+"""The laws of the contract, for every layer and loss of the table of cases.
+
+That gradients of single examples sum to the gradient is in test_statistics.
+"""
 
 import functools
 
@@ -50,15 +53,6 @@ def drawn(case):
         lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)) if is_inexact(leaf) else None, y
     )
     return params, x, y, delta
-
-
-def per_example(site, inputs, delta):
-    """A statistic: every example's own gradient."""
-
-    def one(inputs, delta):
-        return site.gradient(*jax.tree.map(lambda leaf: leaf[None], (inputs, delta)))
-
-    return jax.vmap(one)(inputs, delta)
 
 
 @all_cases
@@ -116,25 +110,6 @@ def test_pure_and_linear_and_differentiable_again(case):
     chex.assert_trees_all_close(summed, jax.tree.map(jnp.add, own, rest), **close)
     chex.assert_trees_all_close(again, own, **close)
     chex.assert_trees_all_close(jax.tree.leaves(second), jax.tree.leaves(due), rtol=2e-4, atol=2e-4)
-
-
-@with_parameters
-def test_per_example_gradients_sum_to_the_gradient(case):
-    params, x, _, delta = drawn(case)
-    # A site inside repeat has its layer axis in front, the examples behind it.
-    axis = 1 if case.name.startswith("repeat") else 0
-
-    @jax.jit
-    def run(params, x, delta):
-        _, residuals = case.layer.forward(params, x)
-        _, own = case.layer.backward(params, residuals, delta, per_example)
-        return own, case.layer.backward(params, residuals, delta)[1]
-
-    own, grads = run(params, x, delta)
-    summed = jax.tree.map(lambda leaf: leaf.sum(axis), own)
-    chex.assert_trees_all_close(summed, grads, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
-    assert all(leaf.shape[axis] == 4 for leaf in jax.tree.leaves(own))
 
 
 @with_parameters

@@ -2,16 +2,18 @@
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_laws import drawn, shape_of, sites_of
+from test_laws import drawn
 
 import funcprop as fp
 from funcprop import LayerError, Loss, statistics
 from funcprop.checking.catalogue import LAYERS
 from funcprop.layer import is_inexact
 from funcprop.losses import no_parameters
+from funcprop.statistics.per_example import each_gradient
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -146,8 +148,226 @@ def test_every_statistic_of_every_layer(case):
         return by_statistics(case.layer, linear, params, x, target, max_norm), due
 
     with jax.enable_x64(True):
-        given = jax.tree.map(
-            lambda a: a.astype(float) if is_inexact(a) else a, (params, x, target)
-        )
+        given = jax.tree.map(lambda a: a.astype(float) if is_inexact(a) else a, (params, x, target))
         found, due = jax.device_get(jax.jit(run)(*given))
     assert_alike(compared(found, due), due, 1e-10)
+
+
+@mixing
+def test_layers_that_mix_examples_are_refused(case):
+    params, x, _, delta = drawn(case)
+    target = tuple(jax.tree.leaves(delta))
+    for statistic in (
+        statistics.squared_norms,
+        statistics.combine(one=statistics.mean_gradient, other=statistics.moments),
+        statistics.clipped_gradient(1.0),
+        statistics.inner_products_between,
+    ):
+        between = statistic is statistics.inner_products_between
+        given = ((x, target), (x, target)) if between else (x, target)
+        with pytest.raises(LayerError, match=r"mixes the examples of a batch.*calibrate"):
+            statistic(case.layer, linear)(params, *given)
+    # The gradient of the mean has its meaning all the same, and is the sum over the deltas sent.
+    mean = statistics.mean_gradient(case.layer, linear)(params, x, target)
+    sweep = fp.value_and_backprop(case.layer, linear, each_gradient)
+    each = jax.jit(sweep)(params, x, target)[1]
+    assert_alike(jax.tree.map(lambda g: g.sum(0), each), mean, 1e-5)
+
+
+def test_of_a_loss_with_parameters_and_ids():
+    """An embedding whose ids repeat, and chunks of a vocabulary, each a site."""
+    model = fp.serial(fp.embedding(50, 4), fp.dense(6, fp.tanh))
+    loss = fp.linear_cross_entropy(20, chunk=7)
+    ids = jax.random.randint(jax.random.key(0), (6, 9), 0, 12)
+    labels = jax.random.randint(jax.random.key(1), (6, 9), 0, 20)
+    structs = jax.ShapeDtypeStruct((9,), jnp.int32)
+    own, shape = model.init(jax.random.key(2), structs)
+    loss_own, _ = loss.init(jax.random.key(3), (jax.ShapeDtypeStruct(shape, float), structs))
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(a, float), (own, loss_own))
+
+        @jax.jit
+        def run(params):
+            max_norm, due = by_autodiff(model, loss, params, ids, labels)
+            return by_statistics(model, loss, params, ids, labels, max_norm), due
+
+        found, due = jax.device_get(run(params))
+    assert_alike(compared(found, due), due, 1e-10)
+    assert found["norms"].sites[1].shape == (6, 3)
+
+
+def test_masks_of_dropout_are_those_of_the_forward_pass():
+    model = fp.serial(fp.dense(8, fp.tanh), fp.dropout(0.5), fp.dense(2))
+    params, _ = model.init(jax.random.key(0), (3,))
+    x, y = jnp.arange(12.0).reshape(4, 3) / 7, jnp.ones((4, 2))
+    key = jax.random.key(5)
+
+    @jax.jit
+    def run(params):
+        max_norm, due = by_autodiff(model, fp.mean_squared_error, params, x, y, key=key)
+        found = by_statistics(model, fp.mean_squared_error, params, x, y, max_norm, key=key)
+        return found["norms"].total, found["each"], due
+
+    norms, each, due = run(params)
+    np.testing.assert_allclose(norms, due["norms"], rtol=1e-5)
+    assert_alike(each, due["each"], 1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "formed_is_cheaper"), [(2, False), (40, True)])
+def test_each_site_takes_the_cheaper_form(tokens, formed_is_cheaper):
+    """Gram matrices of the tokens for few, the examples' gradients for many of them."""
+    model = fp.dense(5)
+    params, _ = model.init(jax.random.key(0), (tokens, 3))
+    x = jax.random.normal(jax.random.key(1), (4, tokens, 3))
+    norms = statistics.squared_norms(model, fp.mean_squared_error)
+    f = jax.jit(lambda p: norms(p, x, x[..., :1] + jnp.zeros(5)).total)
+    text = str(jax.make_jaxpr(f)(params))
+    assert (f"4,{tokens},{tokens}" in text) != formed_is_cheaper
+    _, flat = formed(model, fp.mean_squared_error, params, x, x[..., :1] + jnp.zeros(5))
+    np.testing.assert_allclose(f(params), jnp.sum(flat**2, 1), rtol=1e-5)
+
+
+def test_norms_of_sites_add_up_and_keep_the_layers_of_repeat_apart():
+    model = fp.serial(fp.repeat(fp.dense(3, fp.tanh), 4), fp.dense(2))
+    params, _ = model.init(jax.random.key(0), (3,))
+    x, y = jax.random.normal(jax.random.key(1), (5, 3)), jnp.zeros((5, 2))
+    total, (inside, last) = statistics.squared_norms(model, fp.mean_squared_error)(params, x, y)
+    assert (inside.shape, last.shape) == ((5, 4), (5,))
+    np.testing.assert_allclose(total, inside.sum(1) + last, rtol=1e-6)
+    each, _ = formed(model, fp.mean_squared_error, params, x, y)
+    due = jnp.sum(each[0]["w"] ** 2, (2, 3)) + jnp.sum(each[0]["b"] ** 2, 2)
+    np.testing.assert_allclose(inside, due, rtol=1e-5)
+
+
+def test_clipping():
+    model = fp.serial(fp.dense(3, fp.tanh), fp.dense(1))
+    params, _ = model.init(jax.random.key(0), (2,))
+    x = jnp.array([[100.0, 50.0], [0.1, 0.2], [0.3, 0.1]])
+    y = model.apply(params, x) + jnp.array([[30.0], [0.0], [1.0]])  # the second gradient is 0
+    each, flat = formed(model, fp.mean_squared_error, params, x, y)
+    for max_norm in (0.5, 1e6):
+        found = statistics.clipped_gradient(max_norm)(model, fp.mean_squared_error)(params, x, y)
+        norms = jnp.linalg.norm(flat, axis=1)
+        c = jnp.where(norms > max_norm, max_norm / norms, 1)
+        due = jax.tree.map(lambda g, c=c: jnp.tensordot(c, g, 1) / 3, each)
+        assert_alike(found.gradient, due, 1e-6)
+        np.testing.assert_allclose(found.squared_norms, norms**2, rtol=1e-5, atol=1e-9)
+        by_layer = statistics.clipped_gradient(max_norm, per_layer=True)
+        found = by_layer(model, fp.mean_squared_error)(params, x, y)
+        for layer, grads in zip(each, found.gradient, strict=True):
+            own = jnp.sqrt(sum(jnp.sum(g.reshape(3, -1) ** 2, 1) for g in layer.values()))
+            c = jnp.where(own > max_norm, max_norm / own, 1)
+            due = jax.tree.map(lambda g, c=c: jnp.tensordot(c, g, 1) / 3, layer)
+            assert_alike(grads, due, 1e-6)
+        np.testing.assert_allclose(found.squared_norms, norms**2, rtol=1e-5, atol=1e-9)
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(LayerError, match=r"max_norm is .* a number above 0 is due"):
+            statistics.clipped_gradient(wrong)
+
+
+def test_norms_and_gradient_take_a_tenth_of_the_memory_of_vmap():
+    model = fp.serial(fp.dense(64, fp.relu), fp.dense(64, fp.relu), fp.dense(10))
+    params, _ = model.init(jax.random.key(0), (80,))
+    x, y = jnp.ones((32, 80)), jnp.zeros(32, jnp.int32)
+    loss = fp.softmax_cross_entropy()
+
+    def one(params, x, y):
+        return jax.grad(lambda p: losses_of(model, loss, x[None], y[None])(p)[0])(params)
+
+    def by_vmap(params, x, y):
+        each = jax.vmap(one, (None, 0, 0))(params, x, y)
+        norms = sum(jnp.sum(g.reshape(32, -1) ** 2, 1) for g in jax.tree.leaves(each))
+        return norms, jax.tree.map(lambda g: g.mean(0), each)
+
+    def by_hand(params, x, y):
+        both = statistics.combine(norms=statistics.squared_norms, mean=statistics.mean_gradient)
+        return both(model, loss)(params, x, y)
+
+    def memory(f):
+        compiled = jax.jit(f).lower(params, x, y).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(by_hand) * 10 < memory(by_vmap)
+
+
+# ------------------------------------------------------------------------- derivatives
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network with a convolution and a norm, one batch, in float64."""
+    model = fp.serial(fp.conv(2, 2), fp.tanh, fp.flatten, fp.layer_norm(), fp.dense(3))
+    with jax.enable_x64(True):
+        params, _ = model.init(jax.random.key(0), (3, 3, 1))
+        params = jax.tree.map(lambda a: jnp.asarray(a, float), params)
+        draw = np.random.default_rng(0)
+        yield model, params, jnp.asarray(draw.normal(size=(4, 3, 3, 1))), draw
+
+
+def test_jacobian(small):
+    model, params, x, _ = small
+    with jax.enable_x64(True):
+        found = jax.jit(statistics.jacobian(model))(params, x)
+        by_params = jax.jacrev(lambda p: model.apply(p, x))(params)
+        by_x = jax.vmap(jax.jacrev(lambda x: model.apply(params, x[None])[0]))(x)
+        assert_alike(found, statistics.Jacobian(by_params, by_x), 1e-12)
+    with pytest.raises(LayerError, match="output is no array of floats"):
+        statistics.jacobian(fp.fork(2))((), x)
+
+
+def test_saliency(small):
+    model, params, x, _ = small
+    y = jnp.array([0, 2, 1, 1])
+    with jax.enable_x64(True):
+        loss = fp.softmax_cross_entropy(0.1)
+        found = jax.jit(statistics.saliency(model, loss))(params, x, y)
+        due = jax.grad(lambda x: loss.apply((), (model.apply(params, x), y)).sum())(x)
+        assert_alike(found, due, 1e-12)
+
+
+LOSSES = {
+    "mean_squared_error": (fp.mean_squared_error, lambda d: d.normal(size=(4, 3))),
+    "huber": (fp.huber(0.5), lambda d: d.normal(size=(4, 3))),
+    "hinge": (fp.hinge, lambda d: d.choice([-1.0, 1.0], (4, 3))),
+    "sigmoid_cross_entropy": (fp.sigmoid_cross_entropy, lambda d: d.uniform(size=(4, 3))),
+    "softmax_cross_entropy": (fp.softmax_cross_entropy(0.1), lambda d: d.integers(0, 3, 4)),
+    "kl_divergence": (fp.kl_divergence, lambda d: d.dirichlet(np.ones(3), 4)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_products_with_dense_matrices(small, name):
+    """H by jax.hessian, G as Jᵀ H J of its parts."""
+    model, params, x, draw = small
+    loss, drawn_target = LOSSES[name]
+    with jax.enable_x64(True):
+        y = jnp.asarray(drawn_target(draw))
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        vector = jnp.asarray(draw.normal(size=flat.shape))
+
+        @jax.jit
+        def run(flat, vector):
+            def value(flat):
+                return loss.apply((), (model.apply(unravel(flat), x), y)).mean()
+
+            def of_prediction(p):
+                return loss.apply((), (p, y)).mean()
+
+            p = model.apply(unravel(flat), x)
+            outputs = jax.jacrev(lambda flat: model.apply(unravel(flat), x))(flat)
+            bent = jnp.tensordot(jax.hessian(of_prediction)(p), outputs @ vector, 2)
+            due = jax.hessian(value)(flat) @ vector, jnp.tensordot(bent, outputs, 2)
+            found = [
+                product(model, loss)(unravel(flat), x, y, unravel(vector))
+                for product in (
+                    statistics.hessian_vector_product,
+                    statistics.gauss_newton_vector_product,
+                )
+            ]
+            return due, [jax.flatten_util.ravel_pytree(tree)[0] for tree in found]
+
+        due, found = run(flat, vector)
+        for a, b in zip(found, due, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-11 * max(1, np.abs(b).max()))
+        if name == "hinge":
+            assert not found[1].any()

@@ -53,11 +53,11 @@ class Moments(NamedTuple):
 
 def squares(site: Site, inputs: Tree, delta: Tree) -> Tree:
     """Σᵢ gᵢ² at a site; with one row an example (rᵀ l)² = (r²)ᵀ l² (BackPACK, arXiv 1912.10985)."""
-    rows = (None, None) if site.rows is None else site.rows(inputs, delta)
-    left, right = accumulated(rows) if rows[0] is not None else rows
-    if left is None or isinstance(left, OneHot) or left.shape[1] > 1:
+    rows = None if site.rows is None else site.rows(inputs, delta)
+    if rows is None or isinstance(rows[0], OneHot) or rows[0].shape[1] > 1:
         each = accumulated(each_gradient(site, inputs, delta))
         return jax.tree.map(lambda g: jnp.sum(g * g, axis=0), each)
+    left, right = accumulated(rows)
     like = jax.eval_shape(site.gradient, inputs, delta)
     found = of_matrix(site, jnp.einsum("brm,brn->mn", right * right, left * left), like)
     own = accumulated(bias(site, inputs, delta))

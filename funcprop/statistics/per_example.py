@@ -105,7 +105,7 @@ def bias(site: Site, inputs: Tree, delta: Tree) -> Tree:
     return {"b": grads["b"]} if "b" in grads else {}
 
 
-def _norms(grads: Tree) -> Array:
+def _norms(grads: Tree) -> Any:
     leaves = jax.tree.leaves(accumulated(grads))
     return sum((jnp.sum(g * g, tuple(range(1, g.ndim))) for g in leaves), start=0.0)
 
