@@ -181,7 +181,7 @@ rates = optax.warmup_cosine_decay_schedule(
     0.0, options.rate, options.steps // 20, options.steps, options.rate / 30
 )
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates, b2=0.98))
-every = max(1, options.steps // 25)
+every = max(1, options.steps // (5 if options.toy else 25))
 
 
 def study(name, language):
