@@ -69,7 +69,7 @@ def auxiliary(loss: Loss, coefficient: float) -> Loss:
         return loss.sample(key, residuals), jnp.zeros_like(beside)
 
     init = no_parameters if loss.init is no_parameters else init
-    return Loss(init, forward, backward, root, sample, name)
+    return Loss(init, forward, backward, root, sample, name, likelihood=loss.likelihood)
 
 
 def _pair(name: str, x: Any) -> Any:

@@ -44,6 +44,9 @@ class Loss(NamedTuple):
         sample: ``sample(key, residuals) -> (*prediction.shape,)``, a random column of it.
         name: what errors call it.
         parts, rebuild: as of a layer.
+        likelihood: whether ℓ is a negative log-likelihood of the target up to a constant, and
+            ``sample`` its derivative at a target drawn from the model; ``root`` is then one of the
+            Fisher information too.
     """
 
     init: Callable[..., tuple[Tree, Any]]
@@ -54,6 +57,7 @@ class Loss(NamedTuple):
     name: str = ""
     parts: tuple = ()
     rebuild: Callable | None = None
+    likelihood: bool = False
 
     def apply(self, params: Tree, x: Tree, key: Array | None = None) -> Array:
         """The losses (B,) without residuals; ``x`` is (prediction, target)."""
@@ -89,6 +93,7 @@ def _elementwise(
     check: Callable[[str, Any], None] | None = None,
     valid: Callable[[Array], Array] | None = None,
     integers: bool = False,
+    likelihood: bool = False,
 ) -> Loss:
     """A loss that is the mean of ``loss(prediction, target)`` over an example's outputs.
 
@@ -136,7 +141,7 @@ def _elementwise(
         normal = jax.random.normal(key, prediction.shape, prediction.dtype)
         return jnp.sqrt(share * curvature(prediction, target)) * normal
 
-    return Loss(no_parameters, forward, backward, root, sample, name)
+    return Loss(no_parameters, forward, backward, root, sample, name, likelihood=likelihood)
 
 
 mean_squared_error = _elementwise(
@@ -145,6 +150,7 @@ mean_squared_error = _elementwise(
     lambda p, t: 2 * (p - t),
     lambda p, t: 2 * (t - p),
     lambda p, t: jnp.full_like(p, 2),
+    likelihood=True,  # normal
 )
 
 mean_absolute_error = _elementwise(  # 1 at p = t, as jax.grad of abs has it
@@ -209,6 +215,7 @@ sigmoid_cross_entropy = _elementwise(
     lambda p, t: jax.nn.sigmoid(p) * jax.nn.sigmoid(-p),
     _bernoulli_noise,
     _check_probability,
+    likelihood=True,
 )
 
 
@@ -320,7 +327,7 @@ def _categorical(name: str, smoothing: float = 0.0, *, divergence: bool = False)
         drawn = jax.nn.one_hot(label, log_p.shape[-1], dtype=log_p.dtype)
         return (jnp.exp(log_p) - drawn) * scale(residuals)
 
-    return Loss(no_parameters, forward, backward, root, sample, name)
+    return Loss(no_parameters, forward, backward, root, sample, name, likelihood=True)
 
 
 kl_divergence = _categorical("kl_divergence", divergence=True)

@@ -94,12 +94,14 @@ class Back(NamedTuple):
             back; of a loss with parameters the tree is the pair (model's, loss's).
         from_prediction: ``from_prediction(delta, statistic) -> (delta_x, tree)`` sends an error of
             the prediction back; the tree is the model's.
+        error: ``error(delta)`` is what the loss makes of ∂/∂ℓ = delta, the prediction's error.
         loss_residuals: for the loss's ``root`` and ``sample``.
         prediction: what the model gave.
     """
 
     from_losses: Callable[..., tuple[Tree, Tree]]
     from_prediction: Callable[..., tuple[Tree, Tree]]
+    error: Callable[[jax.Array], Tree]
     loss_residuals: Tree
     prediction: Tree
 
@@ -122,7 +124,10 @@ def forward_pass(
         delta_x, tree = from_prediction(delta, statistic)
         return delta_x, tree if _parameterless(loss) else (tree, loss_tree)
 
-    return losses, Back(from_losses, from_prediction, loss_residuals, prediction)
+    def error(delta):
+        return loss.backward(loss_carriers, loss_residuals, delta)[0][0]
+
+    return losses, Back(from_losses, from_prediction, error, loss_residuals, prediction)
 
 
 def _added_up(sweep, x, y, share, key, microbatch, size):

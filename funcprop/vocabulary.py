@@ -173,7 +173,7 @@ def linear_cross_entropy(
         (mean, _, drawn), _ = scanned(step, carry, w, jax.random.split(key, n))
         return jnp.sqrt(share) * (mean - drawn)
 
-    return Loss(init, forward, backward, root, sample, name)
+    return Loss(init, forward, backward, root, sample, name, likelihood=True)
 
 
 def _rows(w: Array, labels: Array) -> Array:

@@ -82,6 +82,9 @@ def by_statistics(model, loss, params, x, y, max_norm, **options):
     found["by_layer"] = by_layer(model, loss)(params, x, y, **options)
     between = statistics.inner_products_between(model, loss)
     found["between"] = between(params, half, other, **options)
+    if loss.init is no_parameters:
+        for name, f in (("diagonal", statistics.ggn_diagonal), ("trace", statistics.ggn_trace)):
+            found[name] = f(model, loss, statistics.empirical)(params, x, y, **options)
     return found
 
 
@@ -151,6 +154,9 @@ def test_every_statistic_of_every_layer(case):
         given = jax.tree.map(lambda a: a.astype(float) if is_inexact(a) else a, (params, x, target))
         found, due = jax.device_get(jax.jit(run)(*given))
     assert_alike(compared(found, due), due, 1e-10)
+    diagonal = jax.tree.map(lambda g: g / len(due["norms"]), due["square"])
+    assert_alike(found["diagonal"], diagonal, 1e-10)
+    assert_alike(found["trace"].total, np.mean(due["norms"]), 1e-10)
 
 
 @mixing
@@ -216,14 +222,14 @@ def test_masks_of_dropout_are_those_of_the_forward_pass():
 @pytest.mark.parametrize(("tokens", "formed_is_cheaper"), [(2, False), (40, True)])
 def test_each_site_takes_the_cheaper_form(tokens, formed_is_cheaper):
     """Gram matrices of the tokens for few, the examples' gradients for many of them."""
-    model = fp.dense(5)
-    params, _ = model.init(jax.random.key(0), (tokens, 3))
-    x = jax.random.normal(jax.random.key(1), (4, tokens, 3))
+    model = fp.dense(9)
+    params, _ = model.init(jax.random.key(0), (tokens, 6))
+    x = jax.random.normal(jax.random.key(1), (4, tokens, 6))
     norms = statistics.squared_norms(model, fp.mean_squared_error)
-    f = jax.jit(lambda p: norms(p, x, x[..., :1] + jnp.zeros(5)).total)
+    f = jax.jit(lambda p: norms(p, x, x[..., :1] + jnp.zeros(9)).total)
     text = str(jax.make_jaxpr(f)(params))
-    assert (f"4,{tokens},{tokens}" in text) != formed_is_cheaper
-    _, flat = formed(model, fp.mean_squared_error, params, x, x[..., :1] + jnp.zeros(5))
+    assert (f"[4,{tokens},{tokens}]" in text) != formed_is_cheaper
+    _, flat = formed(model, fp.mean_squared_error, params, x, x[..., :1] + jnp.zeros(9))
     np.testing.assert_allclose(f(params), jnp.sum(flat**2, 1), rtol=1e-5)
 
 
@@ -371,3 +377,143 @@ def test_products_with_dense_matrices(small, name):
             np.testing.assert_allclose(a, b, atol=1e-11 * max(1, np.abs(b).max()))
         if name == "hinge":
             assert not found[1].any()
+
+
+# --------------------------------------------------------------------------- curvature
+
+
+def dense_ggn(model, loss, params, x, y):
+    """G = 1/B Σᵢ Jᵢᵀ Hᵢ Jᵢ and the Hessian, by jax.jacrev and jax.hessian."""
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    p = model.apply(params, x)
+    slopes = jax.jacrev(lambda flat: model.apply(unravel(flat), x))(flat)
+
+    def one(p, y):
+        return loss.apply((), (p[None], y[None]))[0]
+
+    hessians = jax.vmap(jax.hessian(one))(p, y)
+    matrix = jnp.einsum("ikp,ikl,ilq->pq", slopes, hessians, slopes) / len(p)
+    return matrix, jax.hessian(
+        lambda flat: loss.apply((), (model.apply(unravel(flat), x), y)).mean()
+    )(flat)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_diagonal_and_trace_of_the_gauss_newton_matrix(small, name):
+    model, params, x, draw = small
+    loss, drawn_target = LOSSES[name]
+    with jax.enable_x64(True):
+        y = jnp.asarray(drawn_target(draw))
+
+        @jax.jit
+        def run(params):
+            diagonal = statistics.ggn_diagonal(model, loss)(params, x, y)
+            trace = statistics.ggn_trace(model, loss)(params, x, y)
+            pieces = statistics.combine(a=statistics.moments)(model, loss)(params, x, y)["a"]
+            own = statistics.fisher_diagonal(model, loss, statistics.empirical)(params, x, y)
+            due = jax.tree.map(lambda s: s / len(x), pieces.sum_of_squares)
+            return diagonal, trace, own, due, dense_ggn(model, loss, params, x, y)[0]
+
+        diagonal, trace, own, due_own, matrix = run(params)
+        flat, _ = jax.flatten_util.ravel_pytree(diagonal)
+        np.testing.assert_allclose(flat, jnp.diag(matrix), atol=1e-12)
+        np.testing.assert_allclose(trace.total, jnp.trace(matrix), atol=1e-12)
+        leaves = jax.tree.leaves(trace.sites)
+        assert len(leaves) == 3
+        np.testing.assert_allclose(sum(leaves), trace.total, rtol=1e-12)
+        assert_alike(own, due_own, 1e-12)
+        if loss.likelihood:
+            same = statistics.fisher_diagonal(model, loss)(params, x, y)
+            assert_alike(same, diagonal, 1e-12)
+        else:
+            with pytest.raises(LayerError, match=rf"{name}: it is no likelihood.*empirical"):
+                statistics.fisher_diagonal(model, loss, statistics.sampled(3))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_sampled_errors_are_without_bias(small, name):
+    """The mean of 4,000 estimates lies within 5 of its standard deviations; by chance it would not
+    once in a million numbers."""
+    model, params, x, draw = small
+    loss, drawn_target = LOSSES[name]
+    y = jnp.asarray(drawn_target(draw))
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def run(key):
+            def one(key):
+                found = statistics.ggn_diagonal(model, loss, statistics.sampled())
+                return jax.flatten_util.ravel_pytree(found(params, x, y, key=key))[0]
+
+            many = jax.lax.map(one, jax.random.split(key, 4000), batch_size=500)
+            due = statistics.ggn_diagonal(model, loss)(params, x, y)
+            return many.mean(0), many.std(0), jax.flatten_util.ravel_pytree(due)[0]
+
+        mean, deviation, due = run(jax.random.key(7))
+    assert np.all(np.abs(mean - due) <= 5 * deviation / np.sqrt(4000) + 1e-12)
+    with pytest.raises(LayerError, match="give the call a key"):
+        statistics.ggn_diagonal(model, loss, statistics.sampled())(params, x, y)
+
+
+def test_several_samples_are_their_mean(small):
+    model, params, x, _ = small
+    loss, y = fp.softmax_cross_entropy(), jnp.array([0, 2, 1, 1])
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def run(key):
+            many = statistics.ggn_trace(model, loss, statistics.sampled(2000))
+            return many(params, x, y, key=key).total, statistics.ggn_trace(model, loss)(
+                params, x, y
+            )
+
+        found, due = run(jax.random.key(1))
+    np.testing.assert_allclose(found, due.total, rtol=0.1)
+
+
+def test_hessian_diagonal_by_random_signs(small):
+    """Within 5 standard deviations of the estimator, which are known: √Σ Hⱼₖ² off the diagonal."""
+    model, params, x, draw = small
+    loss, y = fp.mean_squared_error, jnp.asarray(draw.normal(size=(4, 3)))
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def run(key):
+            found = statistics.hessian_diagonal(model, loss, 400)(params, x, y, key=key)
+            return jax.flatten_util.ravel_pytree(found)[0], dense_ggn(model, loss, params, x, y)[1]
+
+        found, hessian = run(jax.random.key(2))
+    due = np.diag(hessian)
+    deviation = np.sqrt((np.sum(hessian**2, axis=1) - due**2) / 400)
+    assert np.all(np.abs(found - due) <= 5 * deviation + 1e-12)
+    assert np.any(np.abs(found - due) > 1e-6)
+
+
+def test_eigenpairs_of_the_gauss_newton_matrix(small):
+    model, params, x, _ = small
+    loss, y = fp.softmax_cross_entropy(), jnp.array([0, 2, 1, 1])
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def run(params):
+            product = statistics.gauss_newton_vector_product(model, loss)
+            found = statistics.eigenpairs(
+                lambda v: product(params, x, y, v), params, 3, 20, jax.random.key(0)
+            )
+            return found, dense_ggn(model, loss, params, x, y)[0]
+
+        found, matrix = run(params)
+        due = jnp.linalg.eigvalsh(matrix)[::-1][:3]
+        np.testing.assert_allclose(found.values, due, rtol=1e-10)
+        vectors = jax.vmap(lambda v: jax.flatten_util.ravel_pytree(v)[0])(found.vectors)
+        np.testing.assert_allclose(vectors @ vectors.T, np.eye(3), atol=1e-10)
+        np.testing.assert_allclose(vectors @ matrix, found.values[:, None] * vectors, atol=1e-8)
+        # 4 examples of 3 classes span 8 directions: the space is exhausted long before 20 steps.
+        assert np.all(found.residuals < 1e-8)
+        short = statistics.eigenpairs(
+            lambda v: matrix @ v, jnp.zeros(len(matrix)), 2, 3, jax.random.key(1)
+        )
+        error = np.abs(np.asarray(short.values)[:, None] - np.linalg.eigvalsh(matrix)).min(1)
+        assert np.all(error <= short.residuals + 1e-12)
+    with pytest.raises(LayerError, match="count ≤ steps ≤ 2 parameters is due"):
+        statistics.eigenpairs(lambda v: v, jnp.ones(2), 1, 3, jax.random.key(0))

@@ -2,11 +2,21 @@
 
 from .clipping import Clipped as Clipped
 from .clipping import clipped_gradient as clipped_gradient
+from .curvature import Trace as Trace
+from .curvature import empirical as empirical
+from .curvature import exact as exact
+from .curvature import fisher_diagonal as fisher_diagonal
+from .curvature import ggn_diagonal as ggn_diagonal
+from .curvature import ggn_trace as ggn_trace
+from .curvature import hessian_diagonal as hessian_diagonal
+from .curvature import sampled as sampled
 from .derivatives import Jacobian as Jacobian
 from .derivatives import gauss_newton_vector_product as gauss_newton_vector_product
 from .derivatives import hessian_vector_product as hessian_vector_product
 from .derivatives import jacobian as jacobian
 from .derivatives import saliency as saliency
+from .eigenpairs import Eigenpairs as Eigenpairs
+from .eigenpairs import eigenpairs as eigenpairs
 from .moments import Moments as Moments
 from .moments import NoiseScale as NoiseScale
 from .moments import moments as moments

@@ -1,0 +1,257 @@
+"""Curvature by the sweep: other errors are sent back than the loss's derivative.
+
+With Hᵢ = Σₖ sᵢₖ sᵢₖᵀ the Hessian of an example's own loss by its prediction, Jᵢ = ∂pᵢ/∂θ, and
+uᵢₖ = Jᵢᵀ sᵢₖ what a sweep makes of the error sᵢₖ, the generalised Gauss-Newton matrix of the mean
+loss is
+
+    G = 1/B Σᵢ Jᵢᵀ Hᵢ Jᵢ = 1/B Σᵢₖ uᵢₖ uᵢₖᵀ
+
+(Schraudolph 2002; Dangel 2020, arXiv 1912.10985, section 2).  Which errors are sent is an argument:
+:func:`exact` all columns of a root of Hᵢ, :func:`sampled` random ones with Hᵢ as their second
+moment, :func:`empirical` the loss's derivative, whose matrix is the empirical Fisher information.
+Of a loss that is a negative log-likelihood G is the Fisher information (Martens 2020,
+arXiv 1412.1193, section 9.2).  A loss's own parameters count as fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..layer import Layer, LayerError, as_layer, check_count
+from ..losses import Loss, as_loss
+from ..sweep import Back, checked_batch, forward_pass
+from .derivatives import hessian_vector_product
+from .moments import squares
+from .per_example import squared_norm
+from .statistic import Statistic, added, map_sites
+
+Tree = Any
+Array = jax.Array
+Errors = Callable[[Loss, Back, Array, Any], Tree]
+"""``errors(loss, back, losses, key) -> (K, *prediction)``: the columns sᵢₖ."""
+
+
+def exact(loss: Loss, back: Back, losses: Array, key: Any) -> Tree:
+    """All columns of a root of the loss's Hessian: as many sweeps as an example has outputs."""
+    return loss.root(back.loss_residuals)
+
+
+def empirical(loss: Loss, back: Back, losses: Array, key: Any) -> Tree:
+    """The loss's derivative: one sweep, and the empirical Fisher information in the place of G."""
+    return jax.tree.map(lambda leaf: leaf[None], back.error(jnp.ones_like(losses)))
+
+
+def sampled(count: int = 1) -> Errors:
+    """``count`` random errors, drawn with the ``key`` given; unbiased.
+
+    >>> from funcprop.statistics import sampled
+    >>> sampled(0)
+    Traceback (most recent call last):
+        ...
+    funcprop.layer.LayerError: sampled: count is 0, a whole number above 0 is due
+    """
+    check_count("sampled", "count", count)
+
+    def errors(loss, back, losses, key):
+        if key is None:
+            raise LayerError("sampled", "errors are drawn at random; give the call a key")
+        # Another stream than that of layers which draw from the same key.
+        keys = jax.random.split(jax.random.fold_in(key, count), count)
+        drawn = jax.vmap(lambda k: loss.sample(k, back.loss_residuals))(keys)
+        return jax.tree.map(lambda leaf: leaf / jnp.sqrt(count).astype(leaf.dtype), drawn)
+
+    return errors
+
+
+class Trace(NamedTuple):
+    """tr G.
+
+    Attributes:
+        total: a number, over all of the model's parameters.
+        sites: a tree with a number for each site; with axes (n,) inside ``repeat``.
+    """
+
+    total: Array
+    sites: Tree
+
+
+def ggn_diagonal(model: Layer, loss: Loss, errors: Errors = exact) -> Callable[..., Tree]:
+    """The diagonal of G, 1/B Σᵢₖ uᵢₖ².
+
+    Args:
+        model: the model, a layer.
+        loss: the loss, convex in the prediction.
+        errors: :func:`exact` or :func:`sampled`.
+
+    Returns:
+        ``f(params, x, y, *, weights=None, key=None) -> tree``, shaped like the model's parameters.
+
+    Raises:
+        LayerError: for layers that mix examples, and as :func:`~funcprop.value_and_backprop`.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import dense, mean_squared_error
+    >>> from funcprop.statistics import ggn_diagonal
+    >>> params = {"w": jnp.array([[1.0, 2.0]]), "b": jnp.zeros(1)}
+    >>> f = ggn_diagonal(dense(1), mean_squared_error)
+    >>> found = f(params, jnp.array([[3.0, 1.0], [1.0, 0.0]]), jnp.zeros((2, 1)))
+    >>> [f"{value:.2f}" for value in (*found["w"][0], *found["b"])]  # 2 x² in the mean
+    ['10.00', '1.00', '2.00']
+    """
+    swept = _swept(model, loss, errors, "diagonals", squares)
+
+    def f(params, x, y, *, weights=None, key=None):
+        found, size = swept(params, x, y, weights, key)
+        return map_sites(lambda at: jax.tree.map(lambda leaf: leaf / size, at.piece), found)
+
+    return f
+
+
+def ggn_trace(model: Layer, loss: Loss, errors: Errors = exact) -> Callable[..., Trace]:
+    """The trace of G, 1/B Σᵢₖ ‖uᵢₖ‖²: squared norms, so that no uᵢₖ is formed where that is dearer.
+
+    Args:
+        model: the model, a layer.
+        loss: the loss, convex in the prediction.
+        errors: :func:`exact` or :func:`sampled`.
+
+    Returns:
+        ``f(params, x, y, *, weights=None, key=None) -> Trace``.
+
+    Raises:
+        LayerError: for layers that mix examples, and as :func:`~funcprop.value_and_backprop`.
+
+    >>> import jax.numpy as jnp
+    >>> from funcprop import dense, mean_squared_error
+    >>> from funcprop.statistics import ggn_trace
+    >>> params = {"w": jnp.array([[1.0, 2.0]]), "b": jnp.zeros(1)}
+    >>> f = ggn_trace(dense(1), mean_squared_error)
+    >>> round(float(f(params, jnp.array([[3.0, 1.0], [1.0, 0.0]]), jnp.zeros((2, 1))).total), 3)
+    13.0
+    """
+
+    def mean_square(site, inputs, delta):
+        return jnp.mean(squared_norm(site, inputs, delta))
+
+    swept = _swept(model, loss, errors, "traces", mean_square)
+
+    def f(params, x, y, *, weights=None, key=None):
+        found, _ = swept(params, x, y, weights, key)
+        return Trace(added(found, 0), map_sites(lambda at: at.piece, found))
+
+    return f
+
+
+def fisher_diagonal(model: Layer, loss: Loss, errors: Errors = exact) -> Callable[..., Tree]:
+    """The diagonal of the Fisher information, 1/B Σᵢ E[gᵢ²] over targets drawn from the model.
+
+    Args:
+        model: the model, a layer.
+        loss: a loss that is a negative log-likelihood; with :func:`empirical`, any loss.
+        errors: :func:`exact`, :func:`sampled`, or :func:`empirical`, where gᵢ is the gradient at
+            the data's own targets.
+
+    Returns:
+        ``f(params, x, y, *, weights=None, key=None) -> tree``, shaped like the model's parameters.
+
+    Raises:
+        LayerError: for a loss that is no likelihood, for layers that mix examples, and as
+            :func:`~funcprop.value_and_backprop`.
+
+    >>> from funcprop import dense, huber
+    >>> from funcprop.statistics import fisher_diagonal
+    >>> fisher_diagonal(dense(1), huber())
+    Traceback (most recent call last):
+        ...
+    funcprop.layer.LayerError: huber: it is no likelihood, from which targets could be drawn; take \
+errors=empirical, or ggn_diagonal
+    """
+    if errors is not empirical and not as_loss(loss).likelihood:
+        raise LayerError(
+            loss.name,
+            "it is no likelihood, from which targets could be drawn; take errors=empirical, or "
+            "ggn_diagonal",
+        )
+    return ggn_diagonal(model, loss, errors)
+
+
+def hessian_diagonal(model: Layer, loss: Loss, samples: int) -> Callable[..., Tree]:
+    """An unbiased estimate of the Hessian's diagonal, the mean of v ⊙ H v over random signs v.
+
+    Hutchinson's estimator (Bekas 2007, Applied Numerical Mathematics 57, section 2).  Its variance
+    at parameter j is Σ Hⱼₖ²/samples over k ≠ j.
+
+    Args:
+        model: the model, a layer.
+        loss: the loss.
+        samples: how many v are drawn.
+
+    Returns:
+        ``f(params, x, y, *, key) -> tree``, shaped like the parameters; ``key`` draws v, and
+        another one made of it is the model's.
+
+    Raises:
+        LayerError: as :func:`~funcprop.value_and_backprop`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import dense, mean_squared_error
+    >>> from funcprop.statistics import hessian_diagonal
+    >>> params = {"w": jnp.array([[1.0]])}
+    >>> f = hessian_diagonal(dense(1, bias=False), mean_squared_error, samples=3)
+    >>> f(params, jnp.array([[3.0]]), jnp.zeros((1, 1)), key=jax.random.key(0))["w"].tolist()
+    [[18.0]]
+    """
+    check_count("hessian_diagonal", "samples", samples)
+    product = hessian_vector_product(model, loss)
+
+    def f(params, x, y, *, key):
+        signs_key, model_key = jax.random.split(key)
+
+        def one(total, key):
+            vector = signs(key, params)
+            found = product(params, x, y, vector, key=model_key)
+            return jax.tree.map(lambda t, v, h: t + v * h, total, vector, found), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, _ = jax.lax.scan(one, zeros, jax.random.split(signs_key, samples))
+        return jax.tree.map(lambda leaf: leaf / samples, total)
+
+    return f
+
+
+def signs(key: Array, like: Tree) -> Tree:
+    """Random 1 and -1 in the shape of a tree."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        jax.random.rademacher(k, leaf.shape, leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _swept(model: Layer, loss: Loss, errors: Errors, name: str, at_site: Any) -> Callable[..., Any]:
+    """The sum of a piece over all errors, one sweep after the other, and the batch size."""
+    model, loss = as_layer(model, "model"), as_loss(loss)
+    statistic = Statistic(name, at_site, lambda found, size: found)
+
+    def run(params, x, y, weights, key):
+        x, size = checked_batch(x, y)
+        losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
+        columns = errors(loss, back, losses, key)
+
+        def sweep(delta):
+            return back.from_prediction(delta, statistic.at)[1]
+
+        def add(total, delta):
+            return jax.tree.map(jnp.add, total, sweep(delta)), None
+
+        first = sweep(jax.tree.map(lambda leaf: leaf[0], columns))
+        rest = jax.tree.map(lambda leaf: leaf[1:], columns)
+        return jax.lax.scan(add, first, rest)[0], size
+
+    return run
