@@ -311,12 +311,14 @@ def small():
 
 
 def test_jacobian(small):
-    model, params, x, _ = small
-    with jax.enable_x64(True):
-        found = jax.jit(statistics.jacobian(model))(params, x)
-        by_params = jax.jacrev(lambda p: model.apply(p, x))(params)
-        by_x = jax.vmap(jax.jacrev(lambda x: model.apply(params, x[None])[0]))(x)
-        assert_alike(found, statistics.Jacobian(by_params, by_x), 1e-12)
+    whole, all_params, x, _ = small
+    first = whole.parts[0]  # whose output has several axes
+    for model, params in ((whole, all_params), (first, all_params[0])):
+        with jax.enable_x64(True):
+            found = jax.jit(statistics.jacobian(model))(params, x)
+            by_params = jax.jacrev(lambda p, model=model: model.apply(p, x))(params)
+            by_x = jax.vmap(jax.jacrev(lambda x, m=model, p=params: m.apply(p, x[None])[0]))(x)
+            assert_alike(found, statistics.Jacobian(by_params, by_x), 1e-12)
     with pytest.raises(LayerError, match="output is no array of floats"):
         statistics.jacobian(fp.fork(2))((), x)
 
