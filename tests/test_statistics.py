@@ -424,7 +424,7 @@ def test_diagonal_and_trace_of_the_gauss_newton_matrix(small, name):
         assert len(leaves) == 3
         np.testing.assert_allclose(sum(leaves), trace.total, rtol=1e-12)
         assert_alike(own, due_own, 1e-12)
-        if loss.likelihood:
+        if name not in ("huber", "hinge"):
             same = statistics.fisher_diagonal(model, loss)(params, x, y)
             assert_alike(same, diagonal, 1e-12)
         else:
