@@ -100,6 +100,8 @@ class Site:
         mixes: whether one example's delta depends on the other examples (batch norm).
         inputs_first: whether the parameters are stored as Wᵀ, with the axes of the inputs in
             front, as the kernel of a convolution and the table of an embedding.
+        summed_bias: whether δb = Σ right, as where b is added to the product with W; in a graph
+            convolution it is added later.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Site:
     rows: Callable[[Tree, Tree], tuple[Any, jax.Array]] | None = None
     mixes: bool = False
     inputs_first: bool = False
+    summed_bias: bool = True
 
 
 def gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:

@@ -164,7 +164,8 @@ def _rows(site: Site, inputs: Tree, delta: Tree, turned: bool) -> tuple[Any, Any
 def _united(sites: tuple[Site, ...]) -> Site:
     rows = _Rows(sites) if all(site.rows for site in sites) else None
     mixes, first = any(site.mixes for site in sites), all(site.inputs_first for site in sites)
-    return Site("share", _Gradient(sites), rows, mixes, first)
+    summed = all(site.summed_bias for site in sites)
+    return Site("share", _Gradient(sites), rows, mixes, first, summed)
 
 
 def _counted(statistic: Callable[..., Tree]) -> Callable[..., Tree]:

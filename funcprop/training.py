@@ -78,7 +78,8 @@ def update_step(
         rule: a learning rule.
         optimizer: any optax transformation that needs no gradient at other points; those that take
             extra arguments get ``value``, ``grad`` and ``value_fn``, whose derivative is the rule's
-            own estimate (``optax.lbfgs`` with its line search works).
+            own estimate (``optax.lbfgs`` with its line search works), and ``rule_state``, the
+            rule's state after its estimate (for :func:`~funcprop.statistics.precondition_by_kfac`).
         metrics: ``metrics(state, batch) -> {name: scalar}``, traced with the step, of the state
             before it.
 
@@ -110,6 +111,7 @@ def _step(rule, optimizer, metrics, state, batch):
         value=value,
         grad=grads,
         value_fn=_value_function(rule, rule_state, batch, step_key),
+        rule_state=new_rule_state,
     )
     scalars = {"loss": value}
     if metrics is not None:

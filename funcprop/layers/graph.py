@@ -60,7 +60,7 @@ def graph_conv(
         grads = {"w": contraction.outer(delta_h, x)}
         return grads | {"b": contraction.total(delta)} if bias else grads
 
-    site = Site("graph_conv", gradients, lambda x, delta: (x, delta[0]))
+    site = Site("graph_conv", gradients, lambda x, delta: (x, delta[0]), summed_bias=False)
 
     def init(key, shape):
         nodes, size = shape_of_graph("graph_conv", shape)

@@ -82,7 +82,7 @@ def graph_attention(
         apart = jnp.stack([d[..., None] * own for d in delta[:2]], axis=-2)
         return h.reshape(len(h), -1, features), apart.reshape(len(h), -1, 2 * heads)
 
-    site = Site(NAME, gradients, rows)
+    site = Site(NAME, gradients, rows, summed_bias=False)
 
     def init(key, shape):
         nodes, size = shape_of_graph(NAME, shape)

@@ -17,6 +17,9 @@ from .derivatives import jacobian as jacobian
 from .derivatives import saliency as saliency
 from .eigenpairs import Eigenpairs as Eigenpairs
 from .eigenpairs import eigenpairs as eigenpairs
+from .kfac import Factors as Factors
+from .kfac import kfac_factors as kfac_factors
+from .kfac import precondition_by_kfac as precondition_by_kfac
 from .moments import Moments as Moments
 from .moments import NoiseScale as NoiseScale
 from .moments import moments as moments

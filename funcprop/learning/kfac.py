@@ -1,0 +1,104 @@
+"""Backprop with the Kronecker factors of the curvature beside the gradient."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..layer import Layer, LayerError, Shape, as_layer, example_batch, is_inexact
+from ..losses import Loss, as_loss, no_parameters
+from ..statistics.curvature import Errors, sampled
+from ..statistics.kfac import factors_of, kfac_factors
+from ..sweep import value_and_backprop
+from .backpropagation import Rule
+
+Tree = Any
+
+
+class KfacState(NamedTuple):
+    """Moving averages of the Kronecker factors.
+
+    Attributes:
+        average: of the factors, from zeros on.
+        weight: what it lacks to be one, decay to the power of the steps taken.
+    """
+
+    average: Tree
+    weight: jax.Array
+
+    @property
+    def factors(self) -> Tree:
+        """The average without its bias towards zero."""
+        return jax.tree.map(lambda leaf: leaf / (1 - self.weight), self.average)
+
+
+def kfac(
+    model: Layer,
+    loss: Loss,
+    shape: Shape,
+    *,
+    errors: Errors | None = None,
+    decay: float = 0.95,
+    reduce: bool = False,
+) -> Rule:
+    """Backprop; the rule's state holds moving averages of the Kronecker factors.
+
+    :func:`~funcprop.statistics.precondition_by_kfac` reads them, in a chain of optax:
+
+        fit(kfac(model, loss, shape),
+            optax.chain(precondition_by_kfac(1e-3), optax.sgd(0.1, momentum=0.9)), ...)
+
+    Martens & Grosse 2015, arXiv 1503.05671.
+
+    Args:
+        model: the model, a layer.
+        loss: the loss, without parameters of its own, convex in the prediction.
+        shape: of one example, as for ``init``.
+        errors: as of :func:`~funcprop.statistics.kfac_factors`; by default one sample.
+        decay: how much of the average stays in each step, in [0, 1); 0 for full batches.
+        reduce: as of :func:`~funcprop.statistics.kfac_factors`.
+
+    Raises:
+        LayerError: for a loss with parameters, and a decay outside [0, 1).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import dense, kfac, mean_squared_error
+    >>> model = dense(1)
+    >>> rule = kfac(model, mean_squared_error, (2,))
+    >>> params, _ = model.init(jax.random.key(0), (2,))
+    >>> state = rule.init(jax.random.key(1), params)
+    >>> x, y = jnp.ones((4, 2)), jnp.ones((4, 1))
+    >>> _, grads, state = rule.estimate(params, state, x, y, jax.random.key(2))
+    >>> state.factors.inputs.shape, grads["w"].shape
+    ((3, 3), (1, 2))
+    """
+    model, loss = as_layer(model, "model"), as_loss(loss)
+    if loss.init is not no_parameters:
+        raise LayerError("kfac", f"{loss.name} has parameters; put them into the model")
+    if not 0 <= decay < 1:
+        raise LayerError("kfac", f"decay is {decay}, a number in [0, 1) is due")
+    sweep = value_and_backprop(model, loss)
+    factors = kfac_factors(model, loss, errors or sampled(), reduce=reduce)
+
+    def init(key, params):
+        def of_one(params):
+            y, residuals = model.forward(params, example_batch(shape))
+            column = jax.tree.map(lambda leaf: leaf[None] if is_inexact(leaf) else None, y)
+            back = functools.partial(model.backward, params, residuals)
+            return factors_of(back, column, 1, reduce)
+
+        structs = jax.eval_shape(of_one, params)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structs)
+        return KfacState(zeros, jnp.ones(()))
+
+    def estimate(params, state, x, y, key):
+        own_key, errors_key = (None, None) if key is None else jax.random.split(key)
+        value, grads = sweep(params, x, y, key=own_key)
+        new = factors(params, x, y, key=errors_key)
+        average = jax.tree.map(lambda a, f: decay * a + (1 - decay) * f, state.average, new)
+        return value, grads, KfacState(average, decay * state.weight)
+
+    return Rule(init, estimate, model.apply)

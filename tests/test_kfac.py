@@ -1,0 +1,226 @@
+"""Kronecker factors where they are exact, and what preconditioning by them does."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_laws import drawn
+from test_statistics import alone, linear
+
+import funcprop as fp
+from funcprop import LayerError, kfac, statistics
+from funcprop.statistics import kfac_factors, precondition_by_kfac
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+@pytest.fixture(autouse=True)
+def wide(x64):
+    """Everything in float64."""
+
+
+def made(model, shape, batch, seed=0):
+    draw = np.random.default_rng(seed)
+    params, out = model.init(jax.random.key(seed), shape)
+    params = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape)), params)
+    x, y = (jnp.asarray(draw.normal(size=(batch, *s))) for s in (shape, out))
+    return params, x, y
+
+
+def block_of(model, loss, params, x, y, layer):
+    """The Gauss-Newton block of one layer's [W b], by jax.jacrev and jax.hessian."""
+
+    def predicted(matrix):
+        own = {"w": matrix[:, :-1], "b": matrix[:, -1]}
+        return model.apply((*params[:layer], own, *params[layer + 1 :]), x)
+
+    matrix = jnp.concatenate([params[layer]["w"], params[layer]["b"][:, None]], axis=1)
+    slopes = jax.jacrev(predicted)(matrix)
+    slopes = slopes.reshape(len(x), -1, matrix.size)
+
+    def one(p, y):
+        return loss.apply((), (p[None], y[None]))[0]
+
+    prediction = predicted(matrix)
+    bend = jax.vmap(jax.hessian(one))(prediction, y)
+    size = slopes.shape[1]
+    return jnp.einsum("ikp,ikl,ilq->pq", slopes, bend.reshape(len(x), size, size), slopes) / len(x)
+
+
+def kron(factors):
+    return jnp.kron(factors.deltas, factors.inputs)
+
+
+def test_of_one_example_they_are_the_block():
+    model = fp.serial(fp.dense(4, fp.tanh), fp.dense(3, fp.tanh), fp.dense(2))
+    params, x, _ = made(model, (3,), 1)
+    y = jnp.array([1])
+    loss = fp.softmax_cross_entropy()
+    found = jax.jit(kfac_factors(model, loss))(params, x, y)
+    for layer in range(3):
+        due = block_of(model, loss, params, x, y, layer)
+        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-13)
+
+
+def test_of_a_deep_linear_network_they_are_the_block():
+    """Squared loss and any batch (arXiv 2507.05127); with the bias of the last layer only."""
+    model = fp.serial(fp.dense(4), fp.dense(3), fp.dense(2))
+    params, x, y = made(model, (3,), 5)
+    found = jax.jit(kfac_factors(model, fp.mean_squared_error))(params, x, y)
+    for layer in range(3):
+        due = block_of(model, fp.mean_squared_error, params, x, y, layer)
+        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-12)
+
+
+def test_expand_and_reduce_are_exact_where_the_loss_sees_tokens_and_their_mean():
+    """Deep linear networks again (arXiv 2311.00636, propositions 1 and 2)."""
+    tokens = fp.serial(fp.dense(4), fp.dense(2))
+    params, x, y = made(tokens, (6, 3), 5)
+    found = jax.jit(kfac_factors(tokens, fp.mean_squared_error))(params, x, y)
+    for layer in range(2):
+        due = block_of(tokens, fp.mean_squared_error, params, x, y, layer)
+        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-12)
+    pooled = fp.serial(fp.dense(4), fp.dense(2), fp.global_avg_pool)
+    found = jax.jit(kfac_factors(pooled, fp.mean_squared_error, reduce=True))(params, x, y[:, 0])
+    for layer in range(2):
+        due = block_of(pooled, fp.mean_squared_error, (*params, ()), x, y[:, 0], layer)
+        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-12)
+    other = kfac_factors(pooled, fp.mean_squared_error)((*params, ()), x, y[:, 0])
+    assert (
+        np.abs(
+            kron(other[0]) - block_of(pooled, fp.mean_squared_error, (*params, ()), x, y[:, 0], 0)
+        ).max()
+        > 0.01
+    )
+
+
+def test_sampled_and_empirical_errors():
+    model = fp.serial(fp.dense(3, fp.tanh), fp.dense(2))
+    params, x, _ = made(model, (3,), 4)
+    y, loss = jnp.array([0, 1, 1, 0]), fp.softmax_cross_entropy()
+    exact = kfac_factors(model, loss)(params, x, y)
+    many = jax.jit(kfac_factors(model, loss, statistics.sampled(20_000)))
+    found = many(params, x, y, key=jax.random.key(0))
+    for a, b in zip(found, exact, strict=True):
+        np.testing.assert_allclose(a.inputs, b.inputs, rtol=1e-12)
+        np.testing.assert_allclose(a.deltas, b.deltas, atol=0.05 * np.abs(b.deltas).max())
+    own = kfac_factors(model, loss, statistics.empirical)(params, x, y)
+    pairs = statistics.pairs(model, loss)(params, x, y)
+    for a, (_, delta) in zip(own, pairs, strict=True):
+        np.testing.assert_allclose(a.deltas, delta.T @ delta / 4, atol=1e-14)
+
+
+def test_of_ids_norms_kernels_and_what_is_repeated():
+    ids = jnp.array([[1, 1, 4], [0, 4, 4]])
+    text = fp.serial(fp.embedding(6, 4), fp.layer_norm(), fp.repeat(fp.dense(4, fp.tanh), 2))
+    params, out = text.init(jax.random.key(0), jax.ShapeDtypeStruct((3,), jnp.int32))
+    params = jax.tree.map(lambda a: jnp.asarray(a, float), params)
+    y = jnp.zeros((2, *out))
+    found = kfac_factors(text, fp.mean_squared_error)(params, ids, y)
+    table, norm, layers = found
+    np.testing.assert_allclose(table.inputs, np.array([1, 2, 0, 0, 3, 0]) / 6)
+    assert norm.inputs is None
+    diagonal = statistics.ggn_diagonal(text, fp.mean_squared_error)(params, ids, y)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b), norm.diagonal, diagonal[1])
+    assert (layers.inputs.shape, layers.deltas.shape) == ((2, 5, 5), (2, 4, 4))
+    flat = fp.serial(*text.parts[:2], fp.dense(4, fp.tanh), fp.dense(4, fp.tanh))
+    one, two = (jax.tree.map(lambda a, i=i: a[i], params[2]) for i in range(2))
+    due = kfac_factors(flat, fp.mean_squared_error)((*params[:2], one, two), ids, y)
+    for i in range(2):
+        np.testing.assert_allclose(layers.inputs[i], due[2 + i].inputs, atol=1e-14)
+        np.testing.assert_allclose(layers.deltas[i], due[2 + i].deltas, atol=1e-14)
+
+    image = fp.serial(fp.conv(2, 2, padding="VALID"), fp.flatten)
+    params, x, y = made(image, (3, 3, 1), 1)
+    found = kfac_factors(image, fp.mean_squared_error)(params, x, y)[0]
+    patches = [[*x[0, i : i + 2, j : j + 2, 0].ravel(), 1] for i in (0, 1) for j in (0, 1)]
+    rows = np.array(patches)
+    np.testing.assert_allclose(found.inputs, rows.T @ rows / 4, atol=1e-14)
+    np.testing.assert_allclose(found.deltas, np.eye(2) * 4 * 2 / 8, atol=1e-14)
+
+
+@pytest.mark.parametrize("errors", [statistics.exact, statistics.empirical])
+def test_preconditioning_solves_the_damped_system(errors):
+    model = fp.serial(fp.dense(4, fp.tanh), fp.dense(2))
+    params, x, y = made(model, (3,), 5)
+    loss, damping = fp.mean_squared_error, 0.03
+    factors = kfac_factors(model, loss, errors)(params, x, y)
+    _, grads = fp.value_and_backprop(model, loss)(params, x, y)
+    transformation = precondition_by_kfac(damping)
+    state = transformation.init(params)
+    found, _ = jax.jit(transformation.update)(grads, state, params, rule_state=factors)
+    for own, g, u in zip(factors, grads, found, strict=True):
+        a, d = np.asarray(own.inputs), np.asarray(own.deltas)
+        pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(d) / len(d)))
+        damped_a = a + pi * np.sqrt(damping) * np.eye(len(a))
+        damped_d = d + np.sqrt(damping) / pi * np.eye(len(d))
+        matrix = np.concatenate([g["w"], g["b"][:, None]], axis=1).ravel()
+        due = np.linalg.solve(np.kron(damped_d, damped_a), matrix).reshape(len(d), -1)
+        np.testing.assert_allclose(u["w"], due[:, :-1], rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(u["b"], due[:, -1], rtol=1e-8, atol=1e-10)
+
+
+@alone
+def test_every_layer_can_be_preconditioned(case):
+    params, x, _, delta = drawn(case)
+    if not jax.tree.leaves(params):
+        return
+    target = tuple(jax.tree.leaves(delta))
+
+    def run(params, x, target):
+        factors = kfac_factors(case.layer, linear, statistics.empirical)(params, x, target)
+        transformation = precondition_by_kfac(0.1)
+        return transformation.update(params, transformation.init(params), rule_state=factors)[0]
+
+    found = jax.eval_shape(run, params, x, target)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), found) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), params
+    )
+
+
+def test_one_step_solves_linear_regression():
+    model = fp.dense(2)
+    params, x, y = made(model, (3,), 20)
+    optimizer = optax.chain(precondition_by_kfac(1e-14), optax.sgd(1.0))
+    rule = kfac(model, fp.mean_squared_error, (3,), errors=statistics.exact, decay=0.0)
+    state, _ = fp.fit(rule, optimizer, params, (x, y), steps=1, batch_size=20, shuffle=False)
+    ones = np.concatenate([x, np.ones((20, 1))], axis=1)
+    due = np.linalg.lstsq(ones, y, rcond=None)[0].T
+    np.testing.assert_allclose(state.params["w"], due[:, :-1], atol=1e-5)
+    np.testing.assert_allclose(state.params["b"], due[:, -1], atol=1e-5)
+
+
+def test_the_state_is_an_average_without_bias():
+    model = fp.serial(fp.conv(2, 2), fp.tanh, fp.flatten, fp.layer_norm(), fp.dense(2))
+    params, x, y = made(model, (3, 3, 1), 4)
+    rule = kfac(model, fp.mean_squared_error, (3, 3, 1), errors=statistics.exact, decay=0.8)
+    state = rule.init(jax.random.key(0), params)
+    seen = []
+    for batch in (slice(0, 2), slice(2, 4)):
+        given = x[batch], y[batch]
+        _, _, state = rule.estimate(params, state, *given, None)
+        seen.append(kfac_factors(model, fp.mean_squared_error)(params, *given))
+        if len(seen) == 1:
+            first = state.factors
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), first, seen[0])
+    due = jax.tree.map(lambda a, b: (0.8 * 0.2 * a + 0.2 * b) / (1 - 0.8**2), *seen)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), state.factors, due)
+
+
+def test_errors():
+    params, x, y = made(fp.dense(2), (3,), 4)
+    with pytest.raises(LayerError, match=r"damping is 0, a number above 0"):
+        precondition_by_kfac(0)
+    transformation = precondition_by_kfac(1.0)
+    with pytest.raises(LayerError, match=r"no factors came; train with the rule kfac"):
+        transformation.update(params, transformation.init(params))
+    with pytest.raises(LayerError, match=r"decay is 1, a number in \[0, 1\)"):
+        kfac(fp.dense(2), fp.mean_squared_error, (3,), decay=1)
+    with pytest.raises(LayerError, match=r"linear_cross_entropy has parameters"):
+        kfac(fp.dense(2), fp.linear_cross_entropy(4), (3,))
+    model = fp.serial(fp.batch_norm(), fp.dense(2))
+    params, x, y = made(model, (3,), 4)
+    with pytest.raises(LayerError, match=r"batch_norm: it mixes the examples"):
+        kfac_factors(model, fp.mean_squared_error)(params, x, y)
