@@ -107,7 +107,7 @@ def accuracy(prediction: Tree, target: Tree) -> jax.Array:
 def check_values(rule: Rule, params: Tree, rule_state: Tree, data: Tree) -> None:
     """Traces the rule with the data as constants, so that layers and losses see its values."""
     jax.eval_shape(
-        lambda params, rule_state: rule.estimate(params, rule_state, *data, None)[0],
+        lambda params, rule_state: rule.estimate(params, rule_state, *data, jax.random.key(0))[0],
         params,
         rule_state,
     )

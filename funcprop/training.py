@@ -79,7 +79,8 @@ def update_step(
         optimizer: any optax transformation that needs no gradient at other points; those that take
             extra arguments get ``value``, ``grad`` and ``value_fn``, whose derivative is the rule's
             own estimate (``optax.lbfgs`` with its line search works), and ``rule_state``, the
-            rule's state after its estimate (for :func:`~funcprop.statistics.precondition_by_kfac`).
+            state after the estimate of a rule that has one (for
+            :func:`~funcprop.statistics.precondition_by_kfac`).
         metrics: ``metrics(state, batch) -> {name: scalar}``, traced with the step, of the state
             before it.
 
@@ -104,6 +105,8 @@ def _step(rule, optimizer, metrics, state, batch):
     params, opt_state, rule_state, step, key = state
     step_key = jax.random.fold_in(key, step)
     value, grads, new_rule_state = rule.estimate(params, rule_state, *batch, step_key)
+    # Of rules with a state only: optax's line search takes no argument that it does not know.
+    extra = {"rule_state": new_rule_state} if jax.tree.leaves(new_rule_state) else {}
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         grads,
         opt_state,
@@ -111,7 +114,7 @@ def _step(rule, optimizer, metrics, state, batch):
         value=value,
         grad=grads,
         value_fn=_value_function(rule, rule_state, batch, step_key),
-        rule_state=new_rule_state,
+        **extra,
     )
     scalars = {"loss": value}
     if metrics is not None:
