@@ -66,7 +66,7 @@ def value_and_backprop(
 
     def f(params, x, y, *, sample_weight=None, weights=None, key=None, microbatch=None):
         x, size = checked_batch(x, y)
-        _check_sample_weight(sample_weight, size)
+        check_sample_weight(sample_weight, size)
 
         def sweep(x, y, share, key):
             losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
@@ -189,7 +189,8 @@ def _batch_size(x: Tree, y: Tree) -> int:
     return sizes[0][0]
 
 
-def _check_sample_weight(sample_weight: Any, size: int) -> None:
+def check_sample_weight(sample_weight: Any, size: int, some: bool = True) -> None:
+    """Raises unless it is ``None`` or (size,) weights, with ``some`` one of them above 0."""
     if sample_weight is None:
         return
     name = "value_and_backprop"
@@ -199,7 +200,7 @@ def _check_sample_weight(sample_weight: Any, size: int) -> None:
         raise LayerError(name, f"sample_weight is {came}, floats ({size},) are due")
     if is_concrete(sample_weight):
         values = np.asarray(sample_weight, np.float64)
-        if not (values >= 0).all() or not 0 < values.sum() < np.inf:
+        if not (values >= 0).all() or not values.sum() < np.inf or (some and not values.any()):
             raise LayerError(
                 name, "sample_weight must be finite, not negative, and not 0 everywhere"
             )

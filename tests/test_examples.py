@@ -23,6 +23,7 @@ SMALL_ARGUMENTS = {
     "text_generation": ["--toy"],
     "translation": ["--toy", "--tasks", "dates"],
     "node_classification": ["--toy"],
+    "differential_privacy": ["--toy"],
     "sequence_classification": ["--toy"],
     "image_classification": ["--toy", "--seeds", "0"],
     "why_nonlinear": ["--steps", "300"],
@@ -166,6 +167,24 @@ def test_node_classification(run):
     last = printed.splitlines()[-1]
     assert last.startswith("first 20 losses differ from those with jax.grad by at most ")
     assert float(last.split()[-1]) < 1e-5
+
+
+def test_differential_privacy(run):
+    pytest.importorskip("dp_accounting")
+    found, printed = run("differential_privacy")
+    assert list(found["accuracy"]) == [2.0, 16.0]
+    # The noise of the smaller ε, by another accountant.
+    import dp_accounting
+
+    accountant = dp_accounting.rdp.RdpAccountant()
+    step = dp_accounting.PoissonSampledDpEvent(0.25, dp_accounting.GaussianDpEvent(4.0))
+    bound = accountant.compose(step, 40).get_epsilon(1 / found["N"])
+    assert found["epsilon_of"](4.0) <= bound <= 1.3 * found["epsilon_of"](4.0)
+    assert found["epsilon_of"](found["sigma_for"](2.0)) <= 2.0
+    assert np.mean(found["accuracy"][16.0]) > 0.5
+    assert np.mean(found["without"]) > 0.9
+    assert _is_picture(Path("runs/differential_privacy.png"))
+    assert _gap_to_jax_grad(printed) < 1e-5
 
 
 def _gap_to_jax_grad(printed):

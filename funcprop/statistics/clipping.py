@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..layer import Layer, LayerError, Site, as_layer, gradient, is_concrete
 from ..losses import Loss, as_loss
-from ..sweep import checked_batch, forward_pass
+from ..sweep import check_sample_weight, checked_batch, forward_pass
 from .per_example import squared_norm
 from .statistic import Statistic, added, map_sites
 
@@ -23,7 +23,7 @@ class Clipped(NamedTuple):
 
     Attributes:
         value: the mean loss.
-        gradient: 1/B Σᵢ cᵢ gᵢ, shaped like the parameters.
+        gradient: 1/B Σᵢ wᵢ cᵢ gᵢ, shaped like the parameters.
         squared_norms: ‖gᵢ‖² (B,), before clipping; with ``per_layer`` in total.
     """
 
@@ -50,7 +50,10 @@ def clipped_gradient(
         per_layer: whether each site clips by itself (McMahan 2018, arXiv 1710.06963, section 4).
 
     Returns:
-        ``clipped(model, loss) -> f``, ``f(params, x, y, *, weights=None, key=None) -> Clipped``.
+        ``clipped(model, loss) -> f``, ``f(params, x, y, *, sample_weight=None, weights=None,
+        key=None) -> Clipped``.  An example counts ``sample_weight`` (B,) times after it was
+        clipped, by default once; the sum is divided by B all the same, so that what one example
+        can change is known beforehand.
 
     Raises:
         LayerError: for a max_norm that is not above 0, for layers that mix examples, and as
@@ -75,28 +78,33 @@ def clipped_gradient(
         root = jnp.sqrt(jnp.where(too_long, squared, 1))
         return jnp.where(too_long, max_norm / root, jnp.where(jnp.isnan(squared), squared, 1))
 
-    def at_site(site: Site, inputs: Tree, delta: Tree) -> Any:
-        squared = squared_norm(site, inputs, delta)
-        if not per_layer:
-            return squared
-        return squared, gradient(site, inputs, _scaled(delta, factors(squared)))
-
-    norms = Statistic("clipped gradients", at_site, lambda found, size: None)
-
     def clipped(model: Layer, loss: Loss) -> Callable[..., Clipped]:
         model, loss = as_layer(model, "model"), as_loss(loss)
 
-        def f(params, x, y, *, weights=None, key=None):
+        def f(params, x, y, *, sample_weight=None, weights=None, key=None):
             x, size = checked_batch(x, y)
+            check_sample_weight(sample_weight, size, some=False)
             losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
+            counts = jnp.ones_like(losses)
+            if sample_weight is not None:
+                counts = jnp.asarray(sample_weight).astype(losses.dtype)
+
+            def at_site(site: Site, inputs: Tree, delta: Tree) -> Any:
+                squared = squared_norm(site, inputs, delta)
+                if not per_layer:
+                    return squared
+                scaled = _scaled(delta, counts * factors(squared).astype(counts.dtype))
+                return squared, gradient(site, inputs, scaled)
+
+            norms = Statistic("clipped gradients", at_site, lambda found, size: None)
             _, found = back.from_losses(jnp.ones_like(losses), norms.at)
-            value = jnp.mean(losses)
+            value = jnp.sum(counts * losses) / jnp.sum(counts)
             if per_layer:
                 squared = added(map_sites(lambda at: at._replace(piece=at.piece[0]), found))
                 grads = map_sites(lambda at: jax.tree.map(lambda g: g / size, at.piece[1]), found)
                 return Clipped(value, grads, squared)
             squared = added(found)
-            share = (factors(squared) / size).astype(losses.dtype)
+            share = counts * (factors(squared) / size).astype(losses.dtype)
             return Clipped(value, back.from_losses(share, gradient)[1], squared)
 
         return f

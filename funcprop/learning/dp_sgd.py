@@ -1,0 +1,97 @@
+"""Differentially private backprop: Poisson sampling, clipping and noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..layer import Layer, LayerError, as_layer
+from ..losses import Loss, as_loss
+from ..statistics.clipping import clipped_gradient
+from .backpropagation import Rule
+
+Tree = Any
+
+
+def dp_sgd(
+    model: Layer, loss: Loss, *, max_norm: float, noise_multiplier: float, sampling_rate: float
+) -> Rule:
+    """The private gradient of DP-SGD, for any optimiser.
+
+        each example is drawn with probability q, independently of the others
+        g̃ = 1/(q N) (Σᵢ min(1, C/‖gᵢ‖) gᵢ + σ C z)        z ~ N(0, I)
+
+    Abadi 2016, arXiv 1607.00133, algorithm 1.  The rule is given all N examples at each step, and
+    draws the batch itself: Poisson sampling is what the privacy accountants reckon with, and
+    batches of one shuffled order are not.  The drawn ones are swept in a batch of fixed size,
+    six standard deviations above q N; if ever more are drawn, the rest is left out, which is no
+    less private.
+
+    One step is the Gaussian mechanism with noise multiplier σ on a sample of rate q, for data sets
+    that differ by one example more or less.  What many steps amount to is for an accountant to
+    say, such as ``dp_accounting``.  The loss that is reported is not private.
+
+    Args:
+        model: the model, a layer.
+        loss: the loss.
+        max_norm: C, above 0.
+        noise_multiplier: σ, not below 0; with 0 nothing is private.
+        sampling_rate: q, in (0, 1].
+
+    Returns:
+        A :class:`~funcprop.Rule` without state; train with the whole data as one batch.
+
+    Raises:
+        LayerError: for options that make no sense, an estimate without a key, and layers that mix
+            examples.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import dense, dp_sgd, mean_squared_error
+    >>> model = dense(1)
+    >>> rule = dp_sgd(
+    ...     model, mean_squared_error, max_norm=1.0, noise_multiplier=1.0, sampling_rate=0.1
+    ... )
+    >>> params, _ = model.init(jax.random.key(0), (2,))
+    >>> x, y = jnp.ones((100, 2)), jnp.ones((100, 1))
+    >>> value, grads, _ = rule.estimate(params, (), x, y, jax.random.key(1))
+    >>> value.shape, grads["w"].shape
+    ((), (1, 2))
+    """
+    model, loss = as_layer(model, "model"), as_loss(loss)
+    if not noise_multiplier >= 0:
+        raise LayerError(
+            "dp_sgd", f"noise_multiplier is {noise_multiplier}, a number not below 0 is due"
+        )
+    if not 0 < sampling_rate <= 1:
+        raise LayerError("dp_sgd", f"sampling_rate is {sampling_rate}, a number in (0, 1] is due")
+    clipped = clipped_gradient(max_norm)(model, loss)
+
+    def estimate(params, state, x, y, key):
+        if key is None:
+            raise LayerError("dp_sgd", "sample and noise are random; give the step a key")
+        sample_key, noise_key, own_key = jax.random.split(key, 3)
+        size = len(jax.tree.leaves(x)[0])
+        due = sampling_rate * size
+        most = min(size, int(np.ceil(due + 6 * np.sqrt(due * (1 - sampling_rate)))))
+        drawn = jax.random.bernoulli(sample_key, sampling_rate, (size,))
+        # A random order in front, so that it is by chance which are left out of too many.
+        order = jax.random.permutation(jax.random.fold_in(sample_key, 1), size)
+        (places,) = jnp.nonzero(drawn[order], size=most, fill_value=size)
+        real = places < size
+        chosen = order[jnp.minimum(places, size - 1)]
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], (x, y))
+        counts = real.astype(jax.tree.leaves(params)[0].dtype)
+        found = clipped(params, *batch, sample_weight=counts, key=own_key)
+
+        deviation = noise_multiplier * max_norm / due
+        leaves, structure = jax.tree.flatten(found.gradient)
+        noisy = [
+            grad * (most / due) + deviation * jax.random.normal(k, grad.shape, grad.dtype)
+            for grad, k in zip(leaves, jax.random.split(noise_key, len(leaves)), strict=True)
+        ]
+        return found.value, jax.tree.unflatten(structure, noisy), state
+
+    return Rule(lambda key, params: (), estimate, model.apply)

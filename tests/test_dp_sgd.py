@@ -1,0 +1,100 @@
+"""The private gradient: what is drawn, what one example can change, and the noise."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import funcprop as fp
+from funcprop import LayerError, dp_sgd
+
+pytestmark = pytest.mark.usefixtures("strict")
+MODEL, LOSS = fp.serial(fp.dense(4, fp.tanh), fp.dense(2)), fp.softmax_cross_entropy()
+PARAMS, _ = MODEL.init(jax.random.key(0), (3,))
+N = 60
+X, Y = jax.random.normal(jax.random.key(1), (N, 3)), jnp.arange(N) % 2
+
+
+def rule(**options):
+    chosen = {"max_norm": 0.3, "noise_multiplier": 0.0, "sampling_rate": 0.2} | options
+    return dp_sgd(MODEL, LOSS, **chosen)
+
+
+def flat(tree):
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def each_gradient(x, y):
+    def one(x, y):
+        return flat(
+            jax.grad(lambda p: LOSS.apply((), (MODEL.apply(p, x[None]), y[None]))[0])(PARAMS)
+        )
+
+    return jax.vmap(one)(x, y)
+
+
+def test_with_all_drawn_and_no_noise_it_is_the_mean_of_clipped_gradients():
+    _, grads, _ = rule(sampling_rate=1.0).estimate(PARAMS, (), X, Y, jax.random.key(0))
+    each = each_gradient(X, Y)
+    clipped = each * jnp.minimum(1, 0.3 / jnp.linalg.norm(each, axis=1))[:, None]
+    np.testing.assert_allclose(flat(grads), clipped.mean(0), rtol=1e-5, atol=1e-7)
+
+
+def test_the_mean_over_many_draws_is_that_of_all_and_spreads_as_poisson_sampling_does():
+    """Of 4,000 draws each number lies within 5 of its standard deviations, which are known."""
+    estimate = rule().estimate
+    keys = jax.random.split(jax.random.key(2), 4000)
+    many = jax.jit(jax.vmap(lambda key: flat(estimate(PARAMS, (), X, Y, key)[1])))(keys)
+    each = each_gradient(X, Y)
+    clipped = each * jnp.minimum(1, 0.3 / jnp.linalg.norm(each, axis=1))[:, None]
+    variance = jnp.sum(clipped**2, axis=0) * 0.2 * 0.8 / (0.2 * N) ** 2
+    error = jnp.abs(many.mean(0) - clipped.mean(0))
+    assert np.all(error <= 5 * jnp.sqrt(variance / 4000) + 1e-7)
+    np.testing.assert_allclose(many.var(0), variance, rtol=0.2)
+
+
+def test_one_example_changes_the_sum_by_the_bound_at_most():
+    """The same draw of the others, with another example in one place, and with it far off."""
+    estimate = jax.jit(rule(sampling_rate=1.0).estimate)
+    _, grads, _ = estimate(PARAMS, (), X, Y, jax.random.key(0))
+    _, other, _ = estimate(PARAMS, (), X.at[7].set(1e4), Y.at[7].set(1 - Y[7]), jax.random.key(0))
+    assert jnp.linalg.norm(flat(grads) - flat(other)) * N <= 2 * 0.3 * (1 + 1e-5)
+
+
+def test_the_noise_has_its_deviation():
+    quiet, noisy = rule().estimate, rule(noise_multiplier=1.5).estimate
+
+    @jax.jit
+    @jax.vmap
+    def noise(key):
+        return flat(noisy(PARAMS, (), X, Y, key)[1]) - flat(quiet(PARAMS, (), X, Y, key)[1])
+
+    many = noise(jax.random.split(jax.random.key(3), 2000))
+    deviation = 1.5 * 0.3 / (0.2 * N)
+    np.testing.assert_allclose(many.std(0), deviation, rtol=0.1)
+    np.testing.assert_allclose(many.mean(0), 0, atol=5 * deviation / np.sqrt(2000))
+    mixed = np.corrcoef(many.T) - np.eye(many.shape[1])
+    assert np.abs(mixed).max() < 0.15
+
+
+def test_it_trains_with_any_optimizer():
+    start = rule(noise_multiplier=0.5, sampling_rate=0.5, max_norm=1.0)
+    labels = (X[:, 0] > 0).astype(jnp.int32)
+    options = {"key": jax.random.key(4), "batch_size": N, "steps": 100, "every": 100}
+    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+        state, history = fp.fit(start, optax.adam(0.03), PARAMS, (X, labels), **options)
+    assert np.mean(history["loss"][-10:]) < np.mean(history["loss"][:10]) / 2
+    assert fp.accuracy(MODEL.apply(state.params, X), labels).mean() > 0.9
+
+
+def test_errors():
+    with pytest.raises(LayerError, match=r"noise_multiplier is -1, a number not below 0"):
+        rule(noise_multiplier=-1)
+    with pytest.raises(LayerError, match=r"sampling_rate is 0, a number in \(0, 1\]"):
+        rule(sampling_rate=0)
+    with pytest.raises(LayerError, match=r"max_norm is 0, a number above 0"):
+        rule(max_norm=0)
+    with pytest.raises(LayerError, match="give the step a key"):
+        rule().estimate(PARAMS, (), X, Y, None)
