@@ -24,6 +24,7 @@ SMALL_ARGUMENTS = {
     "translation": ["--toy", "--tasks", "dates"],
     "node_classification": ["--toy"],
     "differential_privacy": ["--toy"],
+    "data_selection": ["--toy"],
     "sequence_classification": ["--toy"],
     "image_classification": ["--toy", "--seeds", "0"],
     "why_nonlinear": ["--steps", "300"],
@@ -167,6 +168,17 @@ def test_node_classification(run):
     last = printed.splitlines()[-1]
     assert last.startswith("first 20 losses differ from those with jax.grad by at most ")
     assert float(last.split()[-1]) < 1e-5
+
+
+def test_data_selection(run):
+    found, printed = run("data_selection")
+    assert len(found["flips"]) == found["k"] == 134
+    assert (found["y"] != found["truth"]).sum() == 134
+    assert min(found["means"][name] for name in ("self-influence", "loss, summed")) > 0.8
+    ((noisy, cleaned, _),) = found["accuracy"]
+    assert cleaned > noisy > 0.8
+    assert _is_picture(Path("runs/data_selection.png"))
+    assert float(re.search(r"at most (\S+) of itself", printed)[1]) < 1e-4
 
 
 def test_differential_privacy(run):
