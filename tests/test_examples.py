@@ -25,6 +25,7 @@ SMALL_ARGUMENTS = {
     "node_classification": ["--toy"],
     "differential_privacy": ["--toy"],
     "data_selection": ["--toy"],
+    "curvature": ["--toy"],
     "sequence_classification": ["--toy"],
     "image_classification": ["--toy", "--seeds", "0"],
     "why_nonlinear": ["--steps", "300"],
@@ -168,6 +169,18 @@ def test_node_classification(run):
     last = printed.splitlines()[-1]
     assert last.startswith("first 20 losses differ from those with jax.grad by at most ")
     assert float(last.split()[-1]) < 1e-5
+
+
+def test_curvature(run):
+    found, printed = run("curvature")
+    assert set(found["mean"]) == {"SGD", "Adam", "K-FAC"}
+    assert found["mean"]["K-FAC"] < found["mean"]["Adam"] / 2
+    assert all(losses[0][-1] < 0.5 for losses in found["curves"].values())
+    for values in found["values"].values():
+        assert values.shape == (10,)
+        assert np.all(values[:-1] >= values[1:])
+    assert _is_picture(Path("runs/curvature.png"))
+    assert float(re.search(r"at most (\S+) of it", printed)[1]) < 1e-5
 
 
 def test_data_selection(run):

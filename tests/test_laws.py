@@ -44,15 +44,16 @@ def sites_of(case, x):
 
 @functools.cache
 def drawn(case):
-    """params, x, y, delta of a case in float32."""
-    draw = np.random.default_rng(3)
-    x = jax.tree.map(jnp.asarray, case.draw(draw))
-    params, _ = case.layer.init(jax.random.key(3), shape_of(x))
-    y = jax.eval_shape(case.layer.apply, params, x)
-    delta = jax.tree.map(
-        lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)) if is_inexact(leaf) else None, y
-    )
-    return params, x, y, delta
+    """params, x, y, delta of a case in float32, wherever it is called first."""
+    with jax.enable_x64(False):
+        draw = np.random.default_rng(3)
+        x = jax.tree.map(jnp.asarray, case.draw(draw))
+        params, _ = case.layer.init(jax.random.key(3), shape_of(x))
+        y = jax.eval_shape(case.layer.apply, params, x)
+        delta = jax.tree.map(
+            lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)) if is_inexact(leaf) else None, y
+        )
+        return params, x, y, delta
 
 
 @all_cases
