@@ -26,6 +26,7 @@ SMALL_ARGUMENTS = {
     "differential_privacy": ["--toy"],
     "data_selection": ["--toy"],
     "curvature": ["--toy"],
+    "batch_size": ["--toy"],
     "sequence_classification": ["--toy"],
     "image_classification": ["--toy", "--seeds", "0"],
     "why_nonlinear": ["--steps", "300"],
@@ -169,6 +170,16 @@ def test_node_classification(run):
     last = printed.splitlines()[-1]
     assert last.startswith("first 20 losses differ from those with jax.grad by at most ")
     assert float(last.split()[-1]) < 1e-5
+
+
+def test_batch_size(run):
+    found, printed = run("batch_size")
+    assert len(found["measured"]) == 5
+    assert all(found["scale"](whole) > 0 for _, (whole, _) in found["measured"])
+    assert np.all(np.diff(found["gains"][-4:]) > 0)
+    assert 0.2 < found["predicted"] / found["fitted"] < 5
+    assert _is_picture(Path("runs/batch_size.png"))
+    assert float(re.search(r"at most (\S+) of the largest", printed)[1]) < 1e-5
 
 
 def test_curvature(run):
