@@ -102,3 +102,18 @@ def test_the_sides_of_a_row_do_the_same_work(capsys, family):
     assert len(norms) >= 2
     for first, *others in norms:
         np.testing.assert_allclose(others, first, rtol=1e-4)
+
+
+def test_statistics_are_those_of_vmap(capsys):
+    from benchmarks.statistics import main
+
+    main(["--rounds", "1", "--scale", "0.05", "--only", "mlp", "cnn"])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if " [" in line][1:]
+    norms, row = {}, ""
+    for _, name, by, *cells, _, _ in lines:
+        row = name.strip() or row
+        norms.setdefault(row, {})[by.strip()] = float(cells[-1])
+    compared = [by for by in norms.values() if "vmap(grad)" in by]
+    assert len(compared) == len(norms) - 1 == 9
+    for by in compared:
+        np.testing.assert_allclose(by["funcprop"], by["vmap(grad)"], rtol=1e-4)
