@@ -55,6 +55,17 @@ def test_the_mean_over_many_draws_is_that_of_all_and_spreads_as_poisson_sampling
     np.testing.assert_allclose(many.var(0), variance, rtol=0.2)
 
 
+def test_a_draw_of_nobody_is_noise_alone():
+    seen = jax.jit(
+        jax.vmap(lambda key: rule(sampling_rate=0.01).estimate(PARAMS, (), X, Y, key)[:2])
+    )
+    values, grads = seen(jax.random.split(jax.random.key(5), 50))
+    sizes = jnp.linalg.norm(jax.vmap(flat)(grads), axis=1)
+    assert 10 < np.sum(sizes == 0) < 45
+    np.testing.assert_array_equal(sizes == 0, values == 0)
+    assert np.all(np.isfinite(sizes))
+
+
 def test_one_example_changes_the_sum_by_the_bound_at_most():
     """The same draw of the others, with another example in one place, and with it far off."""
     estimate = jax.jit(rule(sampling_rate=1.0).estimate)

@@ -22,7 +22,7 @@ class Clipped(NamedTuple):
     """A mean of clipped gradients.
 
     Attributes:
-        value: the mean loss.
+        value: the mean loss; 0 where no example counts.
         gradient: 1/B Σᵢ wᵢ cᵢ gᵢ, shaped like the parameters.
         squared_norms: ‖gᵢ‖² (B,), before clipping; with ``per_layer`` in total.
     """
@@ -98,7 +98,8 @@ def clipped_gradient(
 
             norms = Statistic("clipped gradients", at_site, lambda found, size: None)
             _, found = back.from_losses(jnp.ones_like(losses), norms.at)
-            value = jnp.sum(counts * losses) / jnp.sum(counts)
+            total = jnp.sum(counts)
+            value = jnp.sum(counts * losses) / jnp.where(total == 0, 1, total)
             if per_layer:
                 squared = added(map_sites(lambda at: at._replace(piece=at.piece[0]), found))
                 grads = map_sites(lambda at: jax.tree.map(lambda g: g / size, at.piece[1]), found)
