@@ -43,12 +43,15 @@ NAMESAKES = {
 def test_values_and_kinks_are_those_of_the_namesake(name):
     layer, namesake, kinks = NAMESAKES[name]
     z = jnp.array([-7.0, -2.5, -0.3, 0.2, 1.7, 5.0, *kinks])
+    # JAX's as users compile it: not optimised, its tanh is off in the tail by more than the bound.
+    optimised = {"xla_backend_optimization_level": 3}
     with jax.numpy_dtype_promotion("standard"):
-        value, due = jax.jit(namesake)(z), jax.jit(jax.vmap(jax.grad(namesake)))(z)
-    # Those of JAX that add 1 to a number near -1 are off by |z| eps and more in the tail; our own
-    # tails are held to their own formulas below.
-    np.testing.assert_allclose(layer.apply((), z), value, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(slope(layer, z), due, rtol=2e-6, atol=1e-5)
+        value, due = (
+            jax.jit(f, compiler_options=optimised)(z)
+            for f in (namesake, jax.vmap(jax.grad(namesake)))
+        )
+    np.testing.assert_allclose(layer.apply((), z), value, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(slope(layer, z), due, rtol=2e-6, atol=1e-7)
     # The kinks exactly, and of autodiff through our own forward pass too.
     if kinks:
         at = jnp.array(kinks)
