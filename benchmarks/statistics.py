@@ -39,6 +39,11 @@ def cross_entropy(prediction: jax.Array, y: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.take_along_axis(log_p, y[:, None], axis=-1))
 
 
+def squared(each: Tree) -> jax.Array:
+    """Squared norms (B,) of gradients that are formed."""
+    return sum(jnp.sum(g * g, tuple(range(1, g.ndim))) for g in jax.tree.leaves(each))
+
+
 class Sides:
     """What autodiff makes of a plain ``apply(params, x)`` and ``loss(prediction, y)``."""
 
@@ -53,18 +58,15 @@ class Sides:
         self.each = jax.vmap(one, (None, 0, 0))
 
     def norms(self, params, x, y):
-        each = jax.tree.leaves(self.each(params, x, y))
-        return sum(jnp.sum(g * g, tuple(range(1, g.ndim))) for g in each)
+        return squared(self.each(params, x, y))
 
     def norms_and_gradient(self, params, x, y):
         each = self.each(params, x, y)
-        norms = sum(jnp.sum(g * g, tuple(range(1, g.ndim))) for g in jax.tree.leaves(each))
-        return norms, jax.tree.map(lambda g: g.mean(0), each)
+        return squared(each), jax.tree.map(lambda g: g.mean(0), each)
 
     def clipped(self, params, x, y):
         each = self.each(params, x, y)
-        norms = sum(jnp.sum(g * g, tuple(range(1, g.ndim))) for g in jax.tree.leaves(each))
-        c = jnp.minimum(1, MAX_NORM / jnp.sqrt(norms))
+        c = jnp.minimum(1, MAX_NORM / jnp.sqrt(squared(each)))
         return jax.tree.map(lambda g: jnp.tensordot(c, g, 1) / len(c), each)
 
     def second_moments(self, params, x, y):

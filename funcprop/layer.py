@@ -165,6 +165,20 @@ def is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+def floats_of(tree: Tree) -> Tree:
+    """``tree`` with ``None`` at its integer and boolean leaves, as a delta has it."""
+    return jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, tree)
+
+
+def with_floats(tree: Tree, floats: Tree) -> Tree:
+    """``tree`` with its floats replaced; ``floats`` has ``None`` at the other leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    new = jax.tree.leaves(floats, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.unflatten(
+        structure, [old if value is None else value for old, value in zip(leaves, new, strict=True)]
+    )
+
+
 def is_concrete(leaf: Any) -> bool:
     """Whether the values are known here, outside any trace."""
     return not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "is_fully_addressable", True)

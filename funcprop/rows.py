@@ -41,8 +41,7 @@ class OneHot:
 
     def dense(self) -> jax.Array:
         found = self.ids[..., None] == jnp.arange(self.size, dtype=self.ids.dtype)
-        good = (self.ids >= 0) & (self.ids < self.size)
-        return jnp.where(good[..., None], found.astype(self.like.dtype), jnp.nan)
+        return jnp.where(_good(self)[..., None], found.astype(self.like.dtype), jnp.nan)
 
 
 def dense(rows: jax.Array | OneHot) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import LayerError, delta_of, gradient, is_inexact, is_shape
+from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_shape, with_floats
 from .compare import Difference, Report, compare, difference, whole_difference
 from .oracles import central_differences, complex_step
 
@@ -76,7 +76,7 @@ def check_layer(
         delta = _cast(_cast(_draw_like(draw, y), dtype), np.float64)
         sides = _sides(layer, params, x, run_key)
 
-        given = tuple(_cast(tree, dtype) for tree in (params, _floats(x), delta))
+        given = tuple(_cast(tree, dtype) for tree in (params, floats_of(x), delta))
         manual, automatic = (side(*given) for side in sides)
         title = f"{title or layer.name or 'layer'} {np.dtype(dtype).name}"
         report = compare(manual, automatic, names=("manual", "jax.vjp"), title=title)
@@ -163,16 +163,16 @@ def _sides(layer, params, x, key):
     """(hand-written, automatic): functions of (params, floats of x, delta) to a dict of both."""
 
     def manual(params, floats, delta):
-        _, residuals = layer.forward(params, _with_floats(x, floats), key)
+        _, residuals = layer.forward(params, with_floats(x, floats), key)
         delta_x, grads = layer.backward(params, residuals, delta, gradient)
-        return {"params": grads, "x": _floats(delta_x)}
+        return {"params": grads, "x": floats_of(delta_x)}
 
     def automatic(params, floats, delta):
         def apply(params, floats):
-            return _floats(layer.apply(params, _with_floats(x, floats), key))
+            return floats_of(layer.apply(params, with_floats(x, floats), key))
 
         _, pullback = jax.vjp(apply, params, floats)
-        grads, delta_x = pullback(_floats(delta))
+        grads, delta_x = pullback(floats_of(delta))
         return {"params": delta_of(grads), "x": delta_x}
 
     return jax.jit(manual), jax.jit(automatic)
@@ -183,9 +183,9 @@ def _judged(layer, manual, exact, x, key, analytic):
     params, floats, delta = exact
 
     def value(point):
-        y = layer.apply(point["params"], _with_floats(x, point["x"]), key)
+        y = layer.apply(point["params"], with_floats(x, point["x"]), key)
         terms = jax.tree.map(
-            lambda a, d: jnp.sum(a * d.astype(a.dtype)), _floats(y), _floats(delta)
+            lambda a, d: jnp.sum(a * d.astype(a.dtype)), floats_of(y), floats_of(delta)
         )
         return sum(jax.tree.leaves(terms))
 
@@ -263,19 +263,6 @@ def _pairs(a: Tree, b: Tree) -> list[tuple[str, Any, Any]]:
         (jax.tree_util.keystr(path), ours, theirs)
         for (path, ours), theirs in zip(paths, jax.tree.leaves(b), strict=True)
     ]
-
-
-def _floats(tree: Tree) -> Tree:
-    return jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, tree)
-
-
-def _with_floats(tree: Tree, floats: Tree) -> Tree:
-    """``tree`` with its floats replaced; ``floats`` has ``None`` at the other leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    new = jax.tree.leaves(floats, is_leaf=lambda leaf: leaf is None)
-    return jax.tree.unflatten(
-        structure, [old if value is None else value for old, value in zip(leaves, new, strict=True)]
-    )
 
 
 def _cast(tree: Tree, dtype: Any) -> Tree:

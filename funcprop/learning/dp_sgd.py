@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ..layer import Layer, LayerError, as_layer
 from ..losses import Loss, as_loss
@@ -87,11 +88,10 @@ def dp_sgd(
         found = clipped(params, *batch, sample_weight=counts, key=own_key)
 
         deviation = noise_multiplier * max_norm / due
-        leaves, structure = jax.tree.flatten(found.gradient)
-        noisy = [
-            grad * (most / due) + deviation * jax.random.normal(k, grad.shape, grad.dtype)
-            for grad, k in zip(leaves, jax.random.split(noise_key, len(leaves)), strict=True)
-        ]
-        return found.value, jax.tree.unflatten(structure, noisy), state
+        noise = optax.tree.random_like(noise_key, found.gradient)
+        noisy = jax.tree.map(
+            lambda grad, z: grad * (most / due) + deviation * z, found.gradient, noise
+        )
+        return found.value, noisy, state
 
     return Rule(lambda key, params: (), estimate, model.apply)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..layer import Layer, LayerError, as_layer, check_count
 from ..losses import Loss, as_loss
@@ -212,7 +213,7 @@ def hessian_diagonal(model: Layer, loss: Loss, samples: int) -> Callable[..., Tr
         signs_key, model_key = jax.random.split(key)
 
         def one(total, key):
-            vector = signs(key, params)
+            vector = optax.tree.random_like(key, params, jax.random.rademacher)
             found = product(params, x, y, vector, key=model_key)
             return jax.tree.map(lambda t, v, h: t + v * h, total, vector, found), None
 
@@ -221,17 +222,6 @@ def hessian_diagonal(model: Layer, loss: Loss, samples: int) -> Callable[..., Tr
         return jax.tree.map(lambda leaf: leaf / samples, total)
 
     return f
-
-
-def signs(key: Array, like: Tree) -> Tree:
-    """Random 1 and -1 in the shape of a tree."""
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [
-        jax.random.rademacher(k, leaf.shape, leaf.dtype)
-        for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, drawn)
 
 
 def _swept(model: Layer, loss: Loss, errors: Errors, name: str, at_site: Any) -> Callable[..., Any]:
@@ -244,14 +234,16 @@ def _swept(model: Layer, loss: Loss, errors: Errors, name: str, at_site: Any) ->
         losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
         columns = errors(loss, back, losses, key)
 
-        def sweep(delta):
-            return back.from_prediction(delta, statistic.at)[1]
-
-        def add(total, delta):
-            return jax.tree.map(jnp.add, total, sweep(delta)), None
-
-        first = sweep(jax.tree.map(lambda leaf: leaf[0], columns))
-        rest = jax.tree.map(lambda leaf: leaf[1:], columns)
-        return jax.lax.scan(add, first, rest)[0], size
+        return summed(lambda delta: back.from_prediction(delta, statistic.at)[1], columns), size
 
     return run
+
+
+def summed(sweep: Callable[[Tree], Tree], columns: Tree) -> Tree:
+    """The sum of ``sweep(delta)`` over all errors, one after the other."""
+
+    def add(total, delta):
+        return jax.tree.map(jnp.add, total, sweep(delta)), None
+
+    first, rest = (jax.tree.map(lambda leaf, i=i: leaf[i], columns) for i in (0, slice(1, None)))
+    return jax.lax.scan(add, sweep(first), rest)[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, as_layer, gradient, is_inexact
+from ..layer import Layer, LayerError, as_layer, floats_of, gradient, is_inexact, with_floats
 from ..losses import Loss, as_loss, no_parameters
 from ..sweep import checked_batch, forward_pass, value_and_backprop
 from .per_example import each_gradient
@@ -192,31 +192,18 @@ def gauss_newton_vector_product(model: Layer, loss: Loss) -> Callable[..., Tree]
         own, loss_own = (params, ()) if loss.init is no_parameters else params
 
         def predicted(own):
-            return _floats(model.apply(own, x, key))
+            return floats_of(model.apply(own, x, key))
 
         losses, back = forward_pass(model, loss, params, x, y, weights=None, key=key)
         _, tangent = jax.jvp(predicted, (own,), (vector,))
 
         def slope(floats):
-            prediction = _with_floats(back.prediction, floats)
+            prediction = with_floats(back.prediction, floats)
             _, residuals = loss.forward(loss_own, (prediction, y))
             (delta, _), _ = loss.backward(loss_own, residuals, jnp.ones_like(losses) / size)
-            return _floats(delta)
+            return delta
 
-        _, bent = jax.jvp(slope, (_floats(back.prediction),), (tangent,))
-        delta = _with_floats(back.prediction, bent, none=True)
-        return back.from_prediction(delta, gradient)[1]
+        _, bent = jax.jvp(slope, (floats_of(back.prediction),), (tangent,))
+        return back.from_prediction(bent, gradient)[1]
 
     return f
-
-
-def _floats(tree: Tree) -> list[jax.Array]:
-    return [leaf for leaf in jax.tree.leaves(tree) if leaf is not None and is_inexact(leaf)]
-
-
-def _with_floats(tree: Tree, floats: list[jax.Array], none: bool = False) -> Tree:
-    """``tree`` with these floats in the place of its own, and ``None`` for the rest if so asked."""
-    leaves, structure = jax.tree.flatten(tree)
-    new = iter(floats)
-    rest = [next(new) if is_inexact(leaf) else None if none else leaf for leaf in leaves]
-    return jax.tree.unflatten(structure, rest)

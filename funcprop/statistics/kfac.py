@@ -25,7 +25,7 @@ from ..layer import Layer, LayerError, Site, as_layer
 from ..losses import Loss, as_loss
 from ..rows import OneHot, dense, matrix_of, of_matrix
 from ..sweep import checked_batch, forward_pass
-from .curvature import Errors, exact
+from .curvature import Errors, exact, summed
 from .moments import squares
 from .per_example import bias
 from .statistic import AtSite, Statistic, map_sites
@@ -101,13 +101,9 @@ def factors_of(backward: Callable[..., Any], columns: Tree, size: int, reduce: b
         for made in (_input_factor, _delta_factor)
     )
 
-    def add(total, delta):
-        return jax.tree.map(jnp.add, total, backward(delta, at_deltas.at)[1]), None
-
-    first = jax.tree.map(lambda leaf: leaf[0], columns)
-    rest = jax.tree.map(lambda leaf: leaf[1:], columns)
-    inputs = backward(first, at_inputs.at)[1]
-    deltas, _ = jax.lax.scan(add, backward(first, at_deltas.at)[1], rest)
+    # The inputs are the same under every error.
+    inputs = backward(jax.tree.map(lambda leaf: leaf[0], columns), at_inputs.at)[1]
+    deltas = summed(lambda delta: backward(delta, at_deltas.at)[1], columns)
     return map_sites(lambda a, d: _joined(a, d, size), inputs, deltas)
 
 
@@ -198,7 +194,8 @@ def precondition_by_kfac(damping: float) -> optax.GradientTransformationExtraArg
 
         def at_site(own, grads):
             solve = _solved
-            for _ in range(_depth(own, grads)):
+            # Once for each axis of ``repeat``.
+            for _ in range(0 if own.deltas is None else own.deltas.ndim - 2):
                 solve = jax.vmap(solve, in_axes=(0, 0, None))
             return solve(own, grads, damping)
 
@@ -209,13 +206,6 @@ def precondition_by_kfac(damping: float) -> optax.GradientTransformationExtraArg
 
 def _is_factors(node: Any) -> bool:
     return isinstance(node, Factors)
-
-
-def _depth(own: Factors, grads: Tree) -> int:
-    """How many axes of ``repeat`` there are."""
-    if own.deltas is not None:
-        return own.deltas.ndim - 2
-    return 0
 
 
 def _solved(own: Factors, grads: Tree, damping: float) -> Tree:
