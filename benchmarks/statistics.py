@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 import funcprop as fp
 from benchmarks.layers.attention import block, over_layers
@@ -76,10 +77,17 @@ class Sides:
         each = jax.tree.leaves(self.each(params, x, y))
         return sum(g.reshape(len(g), -1) @ g.reshape(len(g), -1).T for g in each)
 
+    def raveled_norms(self, params, x, y):
+        """The norms of vectors, as ``jnp.linalg.norm`` takes them; XLA holds all of them."""
+        each = self.each(params, x, y)
+        return jax.vmap(lambda tree: jnp.linalg.norm(ravel_pytree(tree)[0]))(each) ** 2
+
     def beside(self, name: str) -> dict[str, Callable[..., Tree]]:
-        by_vmap = getattr(self, name, None)
-        peers = {"plain gradient": self.gradient}
-        return peers if by_vmap is None else {"vmap(grad)": by_vmap, **peers}
+        named = {"vmap(grad)": getattr(self, name, None)}
+        if name == "norms":
+            named["vmap(grad), raveled"] = self.raveled_norms
+        named["plain gradient"] = self.gradient
+        return {label: f for label, f in named.items() if f is not None}
 
 
 def forms(model: fp.Layer, loss: fp.Loss) -> dict[str, Callable[..., Tree]]:
@@ -172,7 +180,10 @@ def blocks(scale: float) -> list[Row]:
 
 
 def cnn(scale: float) -> list[Row]:
-    batch = max(2, round(64 * scale))
+    return [row for pixels in (8, 28) for row in cnn_of(pixels, max(2, round(64 * scale)))]
+
+
+def cnn_of(pixels: int, batch: int) -> list[Row]:
     stages = [(fp.conv(features, 3), fp.relu, fp.max_pool(2)) for features in (16, 32)]
     model = fp.serial(*stages[0], *stages[1], fp.flatten, fp.dense(10))
     pool = reduced(2, 2, "VALID")
@@ -187,8 +198,9 @@ def cnn(scale: float) -> list[Row]:
 
     aims = {"each": "2.5 times vmap(grad)", "norms": "", "clipped": ""}
     sides = Sides(apply, cross_entropy)
-    x, y = normal(batch, 8, 8, 1), labels(batch)
-    return rows_of("digits CNN", model, fp.softmax_cross_entropy(), sides, x, y, aims)
+    x, y = normal(batch, pixels, pixels, 1), labels(batch)
+    title, loss = f"digits CNN {pixels}×{pixels}", fp.softmax_cross_entropy()
+    return rows_of(title, model, loss, sides, x, y, aims)
 
 
 def lstm(scale: float) -> list[Row]:

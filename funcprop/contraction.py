@@ -140,3 +140,16 @@ def _varying(leaf: Any) -> frozenset[str]:
     aval = jax.typeof(leaf)
     manual = getattr(aval, "manual_axis_type", None)
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
+
+
+CACHE = 2**20
+"""Bytes that stay in the cache of a CPU's core between writing and reading."""
+
+
+def few_in_cache(count: int, size: int) -> int:
+    """How many of ``count`` things make a chunk that stays in the cache, of ``size`` bytes each.
+
+    A divisor of their number where one is near.
+    """
+    most = min(count, max(2, CACHE // max(size, 1)))
+    return max((n for n in range(most // 2 + 1, most + 1) if count % n == 0), default=most)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,13 +44,32 @@ class OneHot:
         return jnp.where(_good(self)[..., None], found.astype(self.like.dtype), jnp.nan)
 
 
-def dense(rows: jax.Array | OneHot) -> jax.Array:
+class Beside(NamedTuple):
+    """Rows (B, R, n) in parts, one beside the other: nothing need be copied to multiply them."""
+
+    parts: tuple[jax.Array, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts))
+
+    def dense(self) -> jax.Array:
+        return jnp.concatenate(self.parts, axis=-1)
+
+
+Rows = jax.Array | OneHot | Beside
+
+
+def dense(rows: Rows) -> jax.Array:
     """The rows as an array."""
-    return rows.dense() if isinstance(rows, OneHot) else rows
+    return rows.dense() if isinstance(rows, OneHot | Beside) else rows
 
 
-def products(a: jax.Array | OneHot, b: jax.Array | OneHot) -> jax.Array:
+def products(a: Rows, b: Rows) -> jax.Array:
     """a bᵀ of every example: (B, R, n) and (B, S, n) give (B, R, S)."""
+    if isinstance(a, Beside) and isinstance(b, Beside):
+        pairs = zip(a.parts, b.parts, strict=True)
+        return functools.reduce(jnp.add, (products(*pair) for pair in pairs))
     if isinstance(a, OneHot) and isinstance(b, OneHot):
         same = a.ids[:, :, None] == b.ids[:, None, :]
         good = _good(a)[:, :, None] & _good(b)[:, None, :]

@@ -241,7 +241,7 @@ def kernel_gradient(g: Windows, x: jax.Array, delta: jax.Array, groups: int = 1)
         def step(total, part):
             return total + contraction.accumulated(product(*part)).reshape(shape), None
 
-        some = _some(len(x), floats * x.dtype.itemsize)
+        some = contraction.few_in_cache(len(x), floats * x.dtype.itemsize)
         even = len(x) - len(x) % some
         zero = contraction.accumulated(jnp.zeros_like(delta[:1].ravel()[0]))
         parts = [leaf[:even].reshape(-1, some, *leaf.shape[1:]) for leaf in (x, delta)]
@@ -251,7 +251,7 @@ def kernel_gradient(g: Windows, x: jax.Array, delta: jax.Array, groups: int = 1)
         return total.astype(delta.dtype)
 
     def by_images(x, delta):
-        if (x.size + delta.size) * x.dtype.itemsize <= 2 * _CACHE:
+        if (x.size + delta.size) * x.dtype.itemsize <= 2 * contraction.CACHE:
             return in_order(x, delta)
         floats = math.prod(x.shape[1:]) + math.prod(delta.shape[1:])
         return in_chunks(lambda *part: in_order(*contraction.accumulated(part)), floats, x, delta)
@@ -303,18 +303,6 @@ def _columns(g: Windows, x: jax.Array, groups: int = 1) -> jax.Array:
 def _chunked(g: Windows, x: jax.Array) -> jax.Array:
     """x in chunks of a few images, whose columns stay in the cache: (chunks, some, *sizes, C)."""
     columns = math.prod(g.out) * math.prod(g.kernel) * x.shape[-1] * x.dtype.itemsize
-    some = _some(len(x), columns)
+    some = contraction.few_in_cache(len(x), columns)
     some = max(c for c in range(1, some + 1) if len(x) % c == 0)
     return x.reshape(-1, some, *x.shape[1:])
-
-
-def _some(images: int, image: int) -> int:
-    """How many images make a chunk that stays in the cache, of ``image`` bytes each.
-
-    A divisor of their number where one is near.
-    """
-    most = min(images, max(2, _CACHE // image))
-    return max((n for n in range(most // 2 + 1, most + 1) if images % n == 0), default=most)
-
-
-_CACHE = 2**20

@@ -9,7 +9,7 @@ import pytest
 from test_laws import drawn
 
 import funcprop as fp
-from funcprop import LayerError, Loss, statistics
+from funcprop import LayerError, Loss, contraction, statistics
 from funcprop.checking.catalogue import LAYERS
 from funcprop.layer import is_inexact
 from funcprop.losses import no_parameters
@@ -231,6 +231,25 @@ def test_each_site_takes_the_cheaper_form(tokens, formed_is_cheaper):
     assert (f"[4,{tokens},{tokens}]" in text) != formed_is_cheaper
     _, flat = formed(model, fp.mean_squared_error, params, x, x[..., :1] + jnp.zeros(9))
     np.testing.assert_allclose(f(params), jnp.sum(flat**2, 1), rtol=1e-5)
+
+
+def test_chunks_of_examples_whose_rows_outgrow_the_cache(monkeypatch):
+    """Columns of a convolution, 2 of 5 images at a time, give what all at once give."""
+    model = fp.conv(3, 3)
+    params, _ = model.init(jax.random.key(0), (6, 6, 2))
+    x, y = jax.random.normal(jax.random.key(1), (5, 6, 6, 2)), jnp.zeros((5, 6, 6, 3))
+    wanted = {"each": statistics.per_example_gradients, "norms": statistics.squared_norms}
+    both = statistics.combine(**wanted)(model, fp.mean_squared_error)
+
+    def run():
+        text = str(jax.make_jaxpr(lambda p: both(p, x, y))(params))
+        return jax.jit(lambda p: both(p, x, y))(params), "scan" in text
+
+    whole, cut = run()
+    monkeypatch.setattr(contraction, "CACHE", 4096)
+    chunked, cut_now = run()
+    assert (cut, cut_now) == (False, True)
+    assert_alike(chunked, whole, 1e-6)
 
 
 def test_norms_of_sites_add_up_and_keep_the_layers_of_repeat_apart():

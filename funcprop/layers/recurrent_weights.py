@@ -10,6 +10,7 @@ from jax import lax
 
 from .. import contraction
 from ..layer import LayerError, Site, check_float
+from ..rows import Beside
 
 Tree = Any
 orthogonal = jax.nn.initializers.orthogonal()
@@ -59,7 +60,7 @@ def joint_site(name: str, chunk: int | None = None) -> Site:
 
     def rows(inputs, delta):
         x, h = inputs
-        return jnp.concatenate([h, x], axis=-1), delta  # u stands before w
+        return Beside((h, x)), delta  # u stands before w
 
     return Site(name, by_chunks(gradients, chunk), rows)
 

@@ -206,8 +206,8 @@ def transformer_block(
         feed_forward: a layer in its place, say ``swiglu(...)``.
         norm: ``layer_norm()`` by default, or say ``rms_norm()``.
         dropout_rate: of what is added to x and to h, when there is a key.
-        recompute: whether x alone is kept and the rest computed again on the way back, which in
-            :func:`repeat` and in long sequences saves most of the memory.
+        recompute: whether x and h alone are kept and the rest computed again on the way back, which
+            in :func:`repeat` and in long sequences saves most of the memory.
 
     Raises:
         LayerError: as its parts.
@@ -295,9 +295,7 @@ def _block(name, attends, hidden, activation, feed_forward, norm, rate, recomput
     dropped = [] if rate == 0 else [tokens(dropout(rate))]
     parts = [*attends, tokens(as_layer(feed_forward, name))]
     branches = [residual(serial(tokens(norm), part, *dropped)) for part in parts]
-    block = serial(*branches)
-    block = remat(block) if recompute else block
-    return block._replace(name=name)
+    return serial(*map(remat, branches) if recompute else branches)._replace(name=name)
 
 
 def _feed_forward(hidden: int | None, activation: Layer) -> Layer:

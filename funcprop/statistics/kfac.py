@@ -116,7 +116,7 @@ def _input_factor(reduce: bool) -> Callable[..., Any]:
             rows = accumulated(dense(left))
             rows = jnp.mean(rows, axis=1) if reduce else rows
             return site, jnp.mean((rows * rows).reshape(-1, left.size), axis=0)
-        rows = accumulated(left)
+        rows = accumulated(dense(left))
         rows = jnp.mean(rows, axis=1) if reduce else rows.reshape(-1, rows.shape[-1])
         second = rows.T @ rows / len(rows)
         if not (site.summed_bias and "b" in jax.eval_shape(site.gradient, inputs, delta)):

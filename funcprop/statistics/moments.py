@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..contraction import accumulated
 from ..layer import LayerError, Site, gradient
-from ..rows import OneHot, of_matrix
+from ..rows import OneHot, dense, of_matrix
 from .per_example import bias, each_gradient
 from .statistic import Statistic, added, map_sites
 
@@ -57,7 +57,7 @@ def squares(site: Site, inputs: Tree, delta: Tree) -> Tree:
     if rows is None or isinstance(rows[0], OneHot) or rows[0].shape[1] > 1:
         each = accumulated(each_gradient(site, inputs, delta))
         return jax.tree.map(lambda g: jnp.sum(g * g, axis=0), each)
-    left, right = accumulated(rows)
+    left, right = accumulated((dense(rows[0]), rows[1]))
     like = jax.eval_shape(site.gradient, inputs, delta)
     found = of_matrix(site, jnp.einsum("brm,brn->mn", right * right, left * left), like)
     own = accumulated(bias(site, inputs, delta))

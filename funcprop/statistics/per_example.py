@@ -7,21 +7,23 @@ delta at a site (see :class:`~funcprop.Site`), Mᵢ = Σᵣ rᵢᵣᵀ lᵢᵣ i
     ⟨Mᵢ, Mⱼ⟩ = Σᵣₛ (lᵢᵣ·lⱼₛ)(rᵢᵣ·rⱼₛ)
 
 (Goodfellow 2015, arXiv 1510.01799, for R = 1; Rochette 2019, arXiv 1912.06015, for more rows).
-With many rows Mᵢ is the cheaper one: each site takes the form with fewer multiplications.
+With many rows Mᵢ is the cheaper one: each site takes the form that its shape makes faster.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from ..contraction import accumulated
+from ..contraction import accumulated, by_example, few_in_cache
 from ..layer import Layer, LayerError, Site, gradient
 from ..losses import Loss
-from ..rows import OneHot, of_matrix, products
+from ..rows import Beside, OneHot, Rows, dense, of_matrix, products
 from .statistic import Statistic, added, examples_first, map_sites
 
 Tree = Any
@@ -57,6 +59,15 @@ class InnerProducts(NamedTuple):
 
 def each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
     """gᵢ: the site's parameters with (B,) in front."""
+    return _in_cache(_each_gradient, site, inputs, delta)
+
+
+def squared_norm(site: Site, inputs: Tree, delta: Tree) -> Array:
+    """‖gᵢ‖² (B,)."""
+    return _in_cache(_squared_norm, site, inputs, delta)
+
+
+def _each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
     grads = _vmapped(site, inputs, delta)
     if site.rows is None:
         return grads
@@ -65,18 +76,70 @@ def each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
         return grads
     like = jax.tree.map(lambda leaf: leaf[0], grads)
     # Of the vmapped gradient only b is used; the rest is never computed under jit.
-    return {**grads, **of_matrix(site, jnp.einsum("brm,brn->bmn", right, left), like)}
+    return {**grads, **of_matrix(site, _matrices(left, right), like)}
 
 
-def squared_norm(site: Site, inputs: Tree, delta: Tree) -> Array:
-    """‖gᵢ‖² (B,)."""
+def _squared_norm(site: Site, inputs: Tree, delta: Tree) -> Array:
     if site.rows is None:
         return _norms(_vmapped(site, inputs, delta))
     left, right = site.rows(inputs, delta)
-    if not _gram_is_cheaper(left, right):
-        return _norms(each_gradient(site, inputs, delta))
-    gram = accumulated(products(left, left)) * accumulated(products(right, right))
-    return jnp.sum(gram, axis=(1, 2)) + _norms(bias(site, inputs, delta))
+    if _gram_is_cheaper(left, right):
+        squares = accumulated(products(left, left)) * accumulated(products(right, right))
+    elif isinstance(left, OneHot):
+        return _norms(_vmapped(site, inputs, delta))
+    else:
+        squares = jnp.square(accumulated(_matrices(left, right)))
+    return jnp.sum(squares, axis=(1, 2)) + _norms(bias(site, inputs, delta))
+
+
+def _matrices(left: Array | Beside, right: Array) -> Array:
+    """Mᵢ (B, m, n).
+
+    XLA's CPU compiler makes a product of single rows part of a loop over all of Mᵢ that computes
+    the rows again for each of its numbers; a second row, of zeros, keeps them apart.  Of many
+    numbers the writing takes longest, and that loop is written by all cores.
+    """
+
+    def whole(left, right):
+        return jnp.einsum("brm,brn->bmn", right, left)
+
+    def padded(left, right):
+        return whole(*(jnp.pad(rows, ((0, 0), (0, 1), (0, 0))) for rows in (left, right)))
+
+    left = dense(left)
+    size, rows, n = left.shape
+    if rows > 1 or size * n * right.shape[-1] > 2**22:
+        return whole(left, right)
+    run = functools.partial(lax.platform_dependent, cpu=padded, default=whole)
+    return by_example(run, left, right)
+
+
+def _in_cache(f: Callable[..., Tree], site: Site, inputs: Tree, delta: Tree) -> Tree:
+    """``f(site, inputs, delta)``; on CPU a few examples at a time whose rows are larger than what
+    they are made of, as a convolution's are.
+    """
+    size, given = len(jax.tree.leaves(delta)[0]), _bytes((inputs, delta))
+    rows = 0 if site.rows is None else _bytes(jax.eval_shape(site.rows, inputs, delta))
+    some = few_in_cache(size, rows // size)
+    if rows <= 2 * given or some == size:
+        return f(site, inputs, delta)
+
+    def whole(inputs, delta):
+        return f(site, inputs, delta)
+
+    def one(given):
+        found = f(site, *jax.tree.map(lambda leaf: leaf[None], given))
+        return jax.tree.map(lambda leaf: leaf[0], found)
+
+    def chunks(inputs, delta):
+        return lax.map(one, (inputs, delta), batch_size=some)
+
+    run = functools.partial(lax.platform_dependent, cpu=chunks, default=whole)
+    return by_example(run, inputs, delta)
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def inner_product(site: Site, first: tuple[Tree, Tree], second: tuple[Tree, Tree]) -> Array:
@@ -118,22 +181,24 @@ def _products(a: list[Array], b: list[Array]) -> Any:
     return sum(flat, start=0.0)
 
 
-def _flat(rows: Array | OneHot) -> Any:
+def _flat(rows: Rows) -> Any:
+    if isinstance(rows, Beside):
+        return Beside(tuple(map(_flat, rows.parts)))
     if isinstance(rows, OneHot):
         return OneHot(rows.ids.reshape(1, -1), rows.size, rows.like)
     return rows.reshape(1, -1, rows.shape[-1])
 
 
-def _gram_is_cheaper(left: Array | OneHot, right: Array) -> bool:
+def _gram_is_cheaper(left: Rows, right: Array) -> bool:
     """Multiplications of one example, R² (n + m) against R n m; ids take none."""
     _, rows, n = left.shape
     m = right.shape[-1]
     if isinstance(left, OneHot):
         return rows * rows * m <= (rows + n) * m
-    return rows * (n + m) <= n * m
+    return rows * (n + m) < n * m
 
 
-def _pairs_are_cheaper(rows: tuple[Array | OneHot, Array]) -> bool:
+def _pairs_are_cheaper(rows: tuple[Rows, Array]) -> bool:
     """R² (n + m) a pair of examples against n m a pair and R n m an example."""
     left, right = rows
     size, count, n = left.shape
