@@ -4,7 +4,8 @@
 
 All sides are jitted, run in one process and take turns; times are medians with quartiles, memory
 is what the compiler reports.  The plain gradient is ``jax.grad`` of the mean loss: what it costs to
-train at all.
+train at all.  :mod:`benchmarks.libraries` says which other libraries get a row, where they are
+installed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import funcprop as fp
+from benchmarks import libraries
 from benchmarks.layers.attention import block, over_layers
 from benchmarks.layers.dense import plain as dense
 from benchmarks.layers.pooling import reduced
@@ -163,7 +165,14 @@ def mlp(scale: float) -> list[Row]:
     }
     sides = Sides(apply, cross_entropy)
     x, y = normal(batch, 784), labels(batch)
-    return rows_of("MLP", model, fp.softmax_cross_entropy(), sides, x, y, aims)
+    rows = rows_of("MLP", model, fp.softmax_cross_entropy(), sides, x, y, aims)
+    norms, *others, kfac = rows
+    peers = {**libraries.factors_in_jax(kfac.args[0]), **kfac.peers}
+    return [
+        norms._replace(torch=libraries.norms()),
+        *others,
+        kfac._replace(peers=peers, torch=libraries.factors()),
+    ]
 
 
 def blocks(scale: float) -> list[Row]:

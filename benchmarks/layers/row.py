@@ -31,6 +31,9 @@ from benchmarks.timing import interleaved, spread
 Tree = Any
 
 
+Torch = Callable[..., Callable[[], Any]]
+
+
 class Row(NamedTuple):
     """One layer or model at one size.
 
@@ -44,7 +47,7 @@ class Row(NamedTuple):
         calls: how many calls are timed as one.
         torch: PyTorch's peer (:func:`by_torch`): given ``args`` with tensors in the place of
             arrays, a function without arguments that does the work of one call and returns what
-            ``ours`` does, in any layout.
+            ``ours`` does, in any layout.  Or several of them by name.
     """
 
     name: str
@@ -53,7 +56,7 @@ class Row(NamedTuple):
     args: tuple
     aim: str = ""
     calls: int = 1
-    torch: Callable[..., Callable[[], Any]] | None = None
+    torch: Torch | Mapping[str, Torch] | None = None
 
 
 def by_hand(layer: funcprop.Layer) -> Callable[..., Tree]:
@@ -135,7 +138,8 @@ def lines(row: Row, rounds: int) -> list[tuple[str, ...]]:
     memory = {name: c.memory_analysis().temp_size_in_bytes for name, c in compiled.items()}
     calls = {name: lambda f=f: jax.block_until_ready(f(*row.args)) for name, f in compiled.items()}
     if row.torch is not None and installed("torch"):
-        calls |= _torch(row)
+        named = row.torch if isinstance(row.torch, Mapping) else {_pytorch(): row.torch}
+        calls |= _torch(row.args, named)
 
     def repeated(call):
         def run():
@@ -167,24 +171,34 @@ def lines(row: Row, rounds: int) -> list[tuple[str, ...]]:
 HEADER = ("", "by", "ms a call", "its time / ours", "temporary MiB", "ours / its", "norm", "aim")
 
 
-def _torch(row: Row) -> dict[str, Callable[[], Any]]:
-    """PyTorch's call, by a name that says with how many threads: one, or all if that is faster."""
+def _torch(args: tuple, named: Mapping[str, Torch]) -> dict[str, Callable[[], Any]]:
+    """PyTorch's calls, by names that say with how many threads: one, or all if that is faster."""
     import torch
 
-    args = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), row.args)
-    work = row.torch(*args)
+    tensors = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), args)
 
-    def with_threads(count):
+    def with_threads(work, count):
         def call():
             torch.set_num_threads(count)
             return work()
 
         return call
 
-    every = {count: with_threads(count) for count in {1, os.cpu_count() or 1}}
-    _, seconds = interleaved({str(count): call for count, call in every.items()}, rounds=5)
-    count = min(every, key=lambda count: np.median(seconds[str(count)]))
-    return {f"PyTorch {version('torch')}, {count} thread{'s' * (count > 1)}": every[count]}
+    def faster(work):
+        every = {count: with_threads(work, count) for count in {1, os.cpu_count() or 1}}
+        _, seconds = interleaved({str(count): call for count, call in every.items()}, rounds=5)
+        count = min(every, key=lambda count: np.median(seconds[str(count)]))
+        return f"{count} thread{'s' * (count > 1)}", every[count]
+
+    calls = {}
+    for label, make in named.items():
+        threads, call = faster(make(*tensors))
+        calls[f"{label}, {threads}"] = call
+    return calls
+
+
+def _pytorch() -> str:
+    return f"PyTorch {version('torch')}"
 
 
 def _norm(tree: Tree) -> float:
