@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
-from funcprop import compare
+from funcprop import compare, statistics
 
 MODEL = fp.serial(
     fp.dense(8, fp.tanh), fp.repeat(fp.remat(fp.residual(fp.dense(8, fp.silu))), 2), fp.dense(4)
@@ -164,3 +165,102 @@ def test_training_on_a_mesh(kind):
     compare(
         jax.device_get(state.opt_state[0].mu), jax.device_get(alone.opt_state[0].mu)
     ).assert_ok()
+
+
+# ------------------------------------------------------------------------- statistics
+
+IMAGES = fp.serial(fp.conv(4, 3), fp.tanh, fp.group_norm(2), fp.flatten, fp.dense(4))
+TEXT = fp.serial(
+    fp.embedding(7, 8), fp.transformer_block(2), fp.gru(5), fp.last_step, fp.dense(4, fp.tanh)
+)
+
+
+def of_examples(model):
+    """Statistics with a batch in front."""
+    both = statistics.combine(
+        each=statistics.per_example_gradients,
+        norms=statistics.squared_norms,
+        inner=statistics.inner_products,
+    )(model, LOSS)
+
+    def run(params, x, y):
+        found = both(params, x, y)
+        found["clipped"] = statistics.clipped_gradient(0.5)(model, LOSS)(params, x, y).squared_norms
+        if model is IMAGES:
+            found["jacobian"] = statistics.jacobian(model)(params, x)
+        return found
+
+    return run
+
+
+def of_batches(model):
+    """Statistics that are means over the batch."""
+
+    def run(params, x, y):
+        moments = statistics.moments(model, LOSS)(params, x, y)
+        clipped = statistics.clipped_gradient(0.5, per_layer=True)(model, LOSS)(params, x, y)
+        factors = statistics.kfac_factors(model, LOSS, statistics.empirical)(params, x, y)
+        return (
+            jax.tree.map(lambda leaf: leaf / len(y), moments.sum_of_squares),
+            statistics.ggn_diagonal(model, LOSS)(params, x, y),
+            statistics.ggn_trace(model, LOSS, statistics.empirical)(params, x, y),
+            clipped.gradient,
+            factors,
+        )
+
+    return run
+
+
+def batch_of(model):
+    y = jax.random.randint(jax.random.key(2), (16,), 0, 4)
+    if model is IMAGES:
+        shape, x = (4, 4, 2), jax.random.normal(jax.random.key(1), (16, 4, 4, 2))
+    else:
+        shape = jax.ShapeDtypeStruct((3,), jnp.int32)
+        x = jax.random.randint(jax.random.key(1), (16, 3), 0, 7)
+    return model.init(jax.random.key(0), shape)[0], x, y
+
+
+def assert_near(found, due):
+    """Each leaf to its largest number: several of them are 0 but for rounding."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(due), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-3))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("model", [IMAGES, TEXT], ids=["images", "text"])
+def test_statistics_of_a_sharded_batch(kind, model):
+    params, x, y = batch_of(model)
+    each, means = of_examples(model), of_batches(model)
+    both = jax.jit(lambda *given: (each(*given), means(*given)))
+    due = jax.device_get(both(params, x, y))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        x, y = (jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, y))
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+        found = both(params, x, y)
+        if kind == AxisType.Explicit:
+            assert all(leaf.sharding.spec[:1] == ("data",) for leaf in jax.tree.leaves(found[0]))
+            assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found[1]))
+    assert_near(jax.device_get(found), due)
+
+
+def test_statistics_under_shard_map():
+    """Of the device's own batch: what is a mean over it is averaged over devices by the caller."""
+    params, x, y = batch_of(IMAGES)
+    each, means = of_examples(IMAGES), of_batches(IMAGES)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    def local(params, x, y):
+        found = each(params, x, y)
+        return found, jax.lax.pmean(means(params, x, y), "data")
+
+    specs = (P(), P("data"), P("data"))
+    found = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P("data"), P()))
+    found, mean = jax.jit(found)(params, x, y)
+    due = jax.jit(lambda *given: (each(*given), means(*given)))(params, x, y)
+    inner = found["inner"], due[0]["inner"]  # of the examples of one device, two each
+    del found["inner"], due[0]["inner"]
+    assert_near((found, mean), due)
+    blocks = np.asarray(inner[1].total).reshape(8, 2, 8, 2)[np.arange(8), :, np.arange(8)]
+    assert_near(inner[0].total.reshape(8, 2, 2), blocks)

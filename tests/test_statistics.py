@@ -50,6 +50,43 @@ def _linear():
 linear = _linear()
 
 
+def _quadratic():
+    """ℓᵢ = ½ Σₖ (sₖ · prediction)², of K columns sₖ an example, (B, K, ...) each: the root of its
+    Hessian.
+    """
+
+    def times(prediction, columns):
+        leaves = [leaf for leaf in jax.tree.leaves(prediction) if is_inexact(leaf)]
+        terms = [
+            jnp.einsum("bp,bkp->bk", p.reshape(len(p), -1), s.reshape(*s.shape[:2], -1))
+            for p, s in zip(leaves, columns, strict=True)
+        ]
+        return sum(terms)
+
+    def as_prediction(prediction, floats):
+        due = iter(floats)
+        filled = [next(due) if is_inexact(leaf) else None for leaf in jax.tree.leaves(prediction)]
+        return jax.tree.unflatten(jax.tree.structure(prediction), filled)
+
+    def forward(params, x, key=None):
+        return jnp.sum(times(*x) ** 2, axis=1) / 2, x
+
+    def backward(weights, residuals, delta, statistic=fp.gradient):
+        prediction, columns = residuals
+        scaled = times(prediction, columns) * delta[:, None]
+        floats = [jnp.einsum("bk,bk...->b...", scaled, s) for s in columns]
+        return (as_prediction(prediction, floats), None), ()
+
+    def root(residuals):
+        prediction, columns = residuals
+        return as_prediction(prediction, [jnp.moveaxis(s, 1, 0) for s in columns])
+
+    return Loss(no_parameters, forward, backward, root, None, "quadratic")
+
+
+quadratic = _quadratic()
+
+
 def losses_of(model, loss, x, y, key=None):
     """The vector of losses as a function of the parameters."""
 
@@ -82,9 +119,6 @@ def by_statistics(model, loss, params, x, y, max_norm, **options):
     found["by_layer"] = by_layer(model, loss)(params, x, y, **options)
     between = statistics.inner_products_between(model, loss)
     found["between"] = between(params, half, other, **options)
-    if loss.init is no_parameters:
-        for name, f in (("diagonal", statistics.ggn_diagonal), ("trace", statistics.ggn_trace)):
-            found[name] = f(model, loss, statistics.empirical)(params, x, y, **options)
     return found
 
 
@@ -154,9 +188,54 @@ def test_every_statistic_of_every_layer(case):
         given = jax.tree.map(lambda a: a.astype(float) if is_inexact(a) else a, (params, x, target))
         found, due = jax.device_get(jax.jit(run)(*given))
     assert_alike(compared(found, due), due, 1e-10)
-    diagonal = jax.tree.map(lambda g: g / len(due["norms"]), due["square"])
-    assert_alike(found["diagonal"], diagonal, 1e-10)
-    assert_alike(found["trace"].total, np.mean(due["norms"]), 1e-10)
+
+
+@alone
+def test_curvature_of_every_layer(case):
+    """G = 1/B Σᵢₖ uᵢₖ uᵢₖᵀ, uᵢₖ = ∂(sᵢₖ · pᵢ)/∂θ by jax.jacrev."""
+    params, x, _, delta = drawn(case)
+    if not jax.tree.leaves(params):
+        return
+    draw = np.random.default_rng(0)
+    columns = tuple(
+        draw.normal(size=(len(leaf), 2, *leaf.shape[1:])) for leaf in jax.tree.leaves(delta)
+    )
+
+    def run(params, x, columns):
+        def slopes(params):
+            return jnp.stack(
+                [
+                    linear.apply((), (case.layer.apply(params, x), [s[:, k] for s in columns]))
+                    for k in range(2)
+                ]
+            )
+
+        u = jax.jacrev(slopes)(params)
+        size = len(columns[0])
+        due = {
+            "diagonal": jax.tree.map(lambda leaf: jnp.sum(leaf**2, (0, 1)) / size, u),
+            "trace": sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(u)) / size,
+        }
+        vector = jax.tree.map(jnp.cos, params)
+        along = jax.tree.map(lambda a, v: jnp.tensordot(a, v, v.ndim), u, vector)
+        along = sum(jax.tree.leaves(along))
+        due["product"] = jax.tree.map(lambda leaf: jnp.tensordot(along, leaf, 2) / size, u)
+        given = (params, x, columns)
+        found = {
+            "diagonal": statistics.ggn_diagonal(case.layer, quadratic)(*given),
+            "trace": statistics.ggn_trace(case.layer, quadratic)(*given).total,
+            "product": statistics.gauss_newton_vector_product(case.layer, quadratic)(
+                *given, vector
+            ),
+        }
+        return found, due
+
+    with jax.enable_x64(True):
+        given = jax.tree.map(
+            lambda a: a.astype(float) if is_inexact(a) else a, (params, x, columns)
+        )
+        found, due = jax.device_get(jax.jit(run)(*given))
+    assert_alike(found, due, 1e-10)
 
 
 @mixing

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ..contraction import by_example
 from ..layer import Layer, LayerError, as_layer, floats_of, gradient, is_inexact, with_floats
 from ..losses import Loss, as_loss, no_parameters
 from ..sweep import checked_batch, forward_pass, value_and_backprop
@@ -62,19 +64,20 @@ def jacobian(model: Layer) -> Callable[..., Jacobian]:
         if not hasattr(y, "shape") or not is_inexact(y):
             raise LayerError("jacobian", "the model's output is no array of floats; pick one")
         out = y.shape[1:]
-        columns = jnp.eye(y[0].size, dtype=y.dtype).reshape(-1, 1, *out)
 
-        def sweep(column):
-            delta = jnp.broadcast_to(column, y.shape)
-            carriers = params if weights is None else weights
-            delta_x, found = model.backward(carriers, residuals, delta, each.at)
-            return delta_x, each.finish(found, size)
+        def swept(y, carriers, residuals):
+            columns = jnp.eye(math.prod(out), dtype=y.dtype).reshape(-1, 1, *out)
 
-        def laid_out(leaf):
-            return leaf.reshape(size, *out, *leaf.shape[2:])
+            def sweep(column):
+                delta = jnp.zeros_like(y) + column
+                delta_x, found = model.backward(carriers, residuals, delta, each.at)
+                return delta_x, each.finish(found, size)
 
-        # (B, K, ...) for K outputs.
-        by_x, by_params = jax.tree.map(laid_out, jax.vmap(sweep, out_axes=1)(columns))
+            # (B, K, ...) for K outputs.
+            found = jax.vmap(sweep, out_axes=1)(columns)
+            return jax.tree.map(lambda leaf: leaf.reshape(size, *out, *leaf.shape[2:]), found)
+
+        by_x, by_params = by_example(swept, y, params if weights is None else weights, residuals)
         return Jacobian(by_params, by_x)
 
     return f

@@ -13,6 +13,7 @@ arXiv 2311.00636, eq. 18 and 22.)  A bias is a column more of M whose input is 1
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..contraction import accumulated
+from ..contraction import accumulated, by_example
 from ..layer import Layer, LayerError, Site, as_layer
 from ..losses import Loss, as_loss
 from ..rows import OneHot, dense, matrix_of, of_matrix
@@ -108,7 +109,7 @@ def factors_of(backward: Callable[..., Any], columns: Tree, size: int, reduce: b
 
 
 def _input_factor(reduce: bool) -> Callable[..., Any]:
-    def at_site(site: Site, inputs: Tree, delta: Tree) -> Any:
+    def of_examples(site: Site, inputs: Tree, delta: Tree) -> Any:
         if site.rows is None:
             return site, None
         left, _ = site.rows(inputs, delta)
@@ -125,11 +126,11 @@ def _input_factor(reduce: bool) -> Callable[..., Any]:
         one = jnp.ones((1, 1), second.dtype)
         return site, jnp.block([[second, mean[:, None]], [mean[None], one]])
 
-    return at_site
+    return _summed(of_examples)
 
 
 def _delta_factor(reduce: bool) -> Callable[..., Any]:
-    def at_site(site: Site, inputs: Tree, delta: Tree) -> Any:
+    def of_examples(site: Site, inputs: Tree, delta: Tree) -> Any:
         if site.rows is None:
             return None, None, squares(site, inputs, delta)
         _, right = site.rows(inputs, delta)
@@ -140,6 +141,15 @@ def _delta_factor(reduce: bool) -> Callable[..., Any]:
             for each in jax.tree.leaves(accumulated(bias(site, inputs, delta))):
                 own = each.T @ each
         return rows.T @ rows, own, None
+
+    return _summed(of_examples)
+
+
+def _summed(of_examples: Callable[..., Any]) -> Callable[..., Any]:
+    """A piece at a site that is summed over the examples, on meshes with Explicit axes too."""
+
+    def at_site(site, inputs, delta):
+        return by_example(functools.partial(of_examples, site), inputs, delta, summed=True)
 
     return at_site
 

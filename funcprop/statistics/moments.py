@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated
+from ..contraction import accumulated, by_example
 from ..layer import LayerError, Site, gradient
 from ..rows import OneHot, dense, of_matrix
 from .per_example import bias, each_gradient
@@ -53,6 +54,10 @@ class Moments(NamedTuple):
 
 def squares(site: Site, inputs: Tree, delta: Tree) -> Tree:
     """Σᵢ gᵢ² at a site; with one row an example (rᵀ l)² = (r²)ᵀ l² (BackPACK, arXiv 1912.10985)."""
+    return by_example(functools.partial(_squares, site), inputs, delta, summed=True)
+
+
+def _squares(site: Site, inputs: Tree, delta: Tree) -> Tree:
     rows = None if site.rows is None else site.rows(inputs, delta)
     if rows is None or isinstance(rows[0], OneHot) or rows[0].shape[1] > 1:
         each = accumulated(each_gradient(site, inputs, delta))

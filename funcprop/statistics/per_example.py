@@ -59,12 +59,12 @@ class InnerProducts(NamedTuple):
 
 def each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
     """gᵢ: the site's parameters with (B,) in front."""
-    return _in_cache(_each_gradient, site, inputs, delta)
+    return by_example(functools.partial(_in_cache, _each_gradient, site), inputs, delta)
 
 
 def squared_norm(site: Site, inputs: Tree, delta: Tree) -> Array:
     """‖gᵢ‖² (B,)."""
-    return _in_cache(_squared_norm, site, inputs, delta)
+    return by_example(functools.partial(_in_cache, _squared_norm, site), inputs, delta)
 
 
 def _each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
@@ -110,8 +110,7 @@ def _matrices(left: Array | Beside, right: Array) -> Array:
     size, rows, n = left.shape
     if rows > 1 or size * n * right.shape[-1] > 2**22:
         return whole(left, right)
-    run = functools.partial(lax.platform_dependent, cpu=padded, default=whole)
-    return by_example(run, left, right)
+    return lax.platform_dependent(left, right, cpu=padded, default=whole)
 
 
 def _in_cache(f: Callable[..., Tree], site: Site, inputs: Tree, delta: Tree) -> Tree:
@@ -134,8 +133,7 @@ def _in_cache(f: Callable[..., Tree], site: Site, inputs: Tree, delta: Tree) -> 
     def chunks(inputs, delta):
         return lax.map(one, (inputs, delta), batch_size=some)
 
-    run = functools.partial(lax.platform_dependent, cpu=chunks, default=whole)
-    return by_example(run, inputs, delta)
+    return lax.platform_dependent(inputs, delta, cpu=chunks, default=whole)
 
 
 def _bytes(tree: Tree) -> int:
@@ -144,6 +142,10 @@ def _bytes(tree: Tree) -> int:
 
 def inner_product(site: Site, first: tuple[Tree, Tree], second: tuple[Tree, Tree]) -> Array:
     """⟨gᵢ, gⱼ⟩ (B, B′) of two batches of (inputs, delta)."""
+    return by_example(functools.partial(_inner_product, site), first, second)
+
+
+def _inner_product(site: Site, first: tuple[Tree, Tree], second: tuple[Tree, Tree]) -> Array:
     if site.rows is None or not _pairs_are_cheaper(site.rows(*first)):
         grads = (each_gradient(site, *given) for given in (first, second))
         return _products(*(jax.tree.leaves(accumulated(tree)) for tree in grads))
