@@ -238,6 +238,42 @@ def test_curvature_of_every_layer(case):
     assert_alike(found, due, 1e-10)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [c for c in LAYERS if c.name in ("dense", "conv", "embedding", "lstm", "transformer_block")],
+    ids=lambda case: case.name,
+)
+def test_bfloat16_is_summed_in_float32(case):
+    """Of the same numbers in both dtypes; gradients of single examples stay in bfloat16."""
+    params, x, _, delta = drawn(case)
+    target = tuple(jax.tree.leaves(delta))
+
+    def as_type(dtype):
+        return jax.tree.map(
+            lambda a: jnp.asarray(a).astype(jnp.bfloat16).astype(dtype) if is_inexact(a) else a,
+            (params, x, target),
+        )
+
+    @jax.jit
+    def run(params, x, target):
+        both = statistics.combine(
+            each=statistics.per_example_gradients,
+            norms=statistics.squared_norms,
+            moments=statistics.moments,
+        )
+        found = both(case.layer, linear)(params, x, target)
+        factors = statistics.kfac_factors(case.layer, linear, statistics.empirical)
+        sums = found["norms"].total, found["moments"].sum_of_squares, factors(params, x, target)
+        return found["each"], sums
+
+    each, sums = run(*as_type(jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(each)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype(jnp.float32)}
+    due_each, due_sums = run(*as_type(jnp.float32))
+    assert_alike(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), each), due_each, 2**-5)
+    assert_alike(sums, due_sums, 2**-5)
+
+
 @mixing
 def test_layers_that_mix_examples_are_refused(case):
     params, x, _, delta = drawn(case)
