@@ -6,6 +6,7 @@ wants to look inside a model maps over its parts and rebuilds it (:func:`~funcpr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,43 @@ def serial(*layers: Layer) -> Layer:
                 delta, trees[i] = layers[i].backward(weights[i], residuals[i], delta, statistic)
         return delta, tuple(trees)
 
-    return Layer(init, forward, backward, "serial", layers, lambda parts: serial(*parts))
+    return Layer(init, forward, backward, "serial", layers, _in_series)
+
+
+def _in_series(parts: Sequence[Layer]) -> Layer:
+    return serial(*parts)
+
+
+def blocks(model: Layer, params: Tree) -> list[tuple[Layer, Tree]]:
+    """A model's blocks, one after the other, each with its parameters: for rules that are local.
+
+    Each part of a :func:`serial` that has parameters begins one, and takes the parts behind it
+    that have none; those in front of the first one go to it.  Any other layer is one block.
+
+    >>> import jax
+    >>> from funcprop import dense, flatten, relu, serial
+    >>> from funcprop.combinators import blocks, joined_blocks
+    >>> model = serial(flatten, dense(3), relu, dense(2))
+    >>> params, _ = model.init(jax.random.key(0), (2, 2))
+    >>> found = blocks(model, params)
+    >>> [[part.name for part in block.parts] for block, _ in found]
+    [['flatten', 'dense', 'relu'], ['dense']]
+    >>> trees = [tree for _, tree in found]
+    >>> jax.tree.structure(joined_blocks(model, trees)) == jax.tree.structure(params)
+    True
+    """
+    if model.rebuild is not _in_series:
+        return [(model, params)]
+    begins = [i for i, part in enumerate(params) if jax.tree.leaves(part)]
+    places = itertools.pairwise([0, *begins[1:], len(model.parts)])
+    return [(serial(*model.parts[a:b]), tuple(params[a:b])) for a, b in places]
+
+
+def joined_blocks(model: Layer, trees: Sequence[Tree]) -> Tree:
+    """The model's tree from those of its :func:`blocks`."""
+    if model.rebuild is not _in_series:
+        return trees[0]
+    return tuple(itertools.chain.from_iterable(trees))
 
 
 def parallel(*layers: Layer) -> Layer:
