@@ -95,11 +95,26 @@ from .layers.transformer import multi_head_attention as multi_head_attention
 from .layers.transformer import transformer_block as transformer_block
 from .layers.tree import tree_rnn as tree_rnn
 from .layers.tree_lstm import tree_lstm as tree_lstm
+from .learning.alignment import alignment as alignment
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
+from .learning.direct_feedback_alignment import (
+    direct_feedback_alignment as direct_feedback_alignment,
+)
+from .learning.direct_random_target_projection import (
+    direct_random_target_projection as direct_random_target_projection,
+)
 from .learning.dp_sgd import dp_sgd as dp_sgd
+from .learning.feedback_alignment import feedback_alignment as feedback_alignment
+from .learning.indirect_feedback_alignment import (
+    indirect_feedback_alignment as indirect_feedback_alignment,
+)
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
+from .learning.kolen_pollack import KolenPollackState as KolenPollackState
+from .learning.kolen_pollack import kolen_pollack as kolen_pollack
+from .learning.sign_symmetry import sign_symmetry as sign_symmetry
+from .learning.weight_mirror import weight_mirror as weight_mirror
 from .losses import Loss as Loss
 from .losses import hinge as hinge
 from .losses import huber as huber

@@ -1,0 +1,88 @@
+"""How a rule's estimate stands to the gradient, along training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..contraction import accumulated
+from ..layer import Layer
+from ..losses import Loss
+from ..sweep import value_and_backprop
+from .backpropagation import Rule
+from .feedback import matrices
+
+Tree = Any
+
+
+def alignment(
+    rule: Rule,
+    model: Layer,
+    loss: Loss,
+    *,
+    feedback: Callable[[Tree], Tree] | None = None,
+) -> Callable[[Any, Tree], dict[str, jax.Array]]:
+    """Metrics of a training: the angle between the rule's estimate and the gradient.
+
+        angle = arccos (g·ĝ / ‖g‖‖ĝ‖), in degrees      ratio = ‖ĝ‖/‖g‖
+
+    of all parameters together and for each layer; g is backprop's gradient of the same batch, with
+    the same parameters and random numbers.  Both share the forward pass with the training step,
+    which is compiled with them.
+
+    Args:
+        rule: the rule that is trained with, whose estimate is shaped like the gradient.
+        model: its model.
+        loss: its loss.
+        feedback: ``feedback(rule_state) -> tree`` shaped like the parameters with ``None`` where
+            there is no feedback; then the angle and the ratio between B and W come too.
+
+    Returns:
+        ``metrics(state, batch) -> {name: number}`` for :func:`~funcprop.update_step` and
+        :func:`~funcprop.fit`: "angle", "ratio", and with a layer's place behind, as in "angle[0]",
+        "feedback_angle[1]".  The angle is NaN where one of the two is 0.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import funcprop as fp
+    >>> model, loss = fp.mlp((2, 3, 1)), fp.mean_squared_error
+    >>> rule = fp.feedback_alignment(model, loss)
+    >>> metrics = fp.alignment(rule, model, loss, feedback=lambda state: state)
+    >>> params, _ = model.init(jax.random.key(0), (2,))
+    >>> _, history = fp.fit(rule, optax.sgd(0.1), params, (jnp.ones((4, 2)), jnp.ones((4, 1))),
+    ...                     key=jax.random.key(1), steps=3, metrics=metrics)
+    >>> len(history["angle[0]"]), history["angle[1]"][0] < 0.1
+    (3, True)
+    """
+    sweep = value_and_backprop(model, loss)
+
+    def metrics(state, batch):
+        key = jax.random.fold_in(state.key, state.step)  # as the step itself does
+        _, estimate, _ = rule.estimate(state.params, state.rule_state, *batch, key)
+        _, due = sweep(state.params, *batch, key=key)
+        found = _compared("", estimate, due)
+        if feedback is not None:
+            b = feedback(state.rule_state)
+            found |= _compared("feedback_", b, matrices(state.params))
+        return found
+
+    return metrics
+
+
+def _compared(prefix: str, tree: Tree, due: Tree) -> dict[str, jax.Array]:
+    sums: dict[str, list[jax.Array]] = {}
+    paths = jax.tree_util.tree_flatten_with_path(due)[0]
+    for (path, b), a in zip(paths, jax.tree.leaves(tree), strict=True):
+        a, b = accumulated((a, b))
+        own = jnp.stack([jnp.vdot(a, b), jnp.vdot(a, a), jnp.vdot(b, b)])
+        for place in {"", jax.tree_util.keystr(path[:-1])}:
+            sums.setdefault(place, []).append(own)
+    found = {}
+    for place, terms in sums.items():
+        inner, a, b = jnp.sum(jnp.stack(terms), axis=0)
+        cosine = inner / jnp.sqrt(a * b)
+        found[f"{prefix}angle{place}"] = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
+        found[f"{prefix}ratio{place}"] = jnp.sqrt(a / b)
+    return found

@@ -1,0 +1,121 @@
+"""Weight mirror: feedback weights that copy the forward weights by listening to noise."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..layer import Layer, LayerError, Site, check_count, gradient
+from ..losses import Loss
+from ..rows import matrix_of, of_matrix
+from ..statistics.statistic import AtSite, map_sites
+from ..sweep import value_and_backprop
+from .backpropagation import Rule
+from .feedback import as_large, carriers, drawn, matrices
+
+Tree = Any
+
+
+def weight_mirror(
+    model: Layer,
+    loss: Loss,
+    *,
+    rate: float,
+    decay: float | None = None,
+    samples: int = 32,
+    feedback: Callable[[jax.Array, jax.Array], jax.Array] = as_large,
+) -> Rule:
+    """Weight mirror: at each step noise passes through the weights, and B learns from it.
+
+        δₗ = δₗ₊₁ B ⊙ φ′(aₗ)
+        ξ ~ N(0, I)      y = W ξ      ΔB = η mean (y ξᵀ) - λ B
+
+    E[y ξᵀ] = W, so B comes to stand along W, with η = λ as a moving average of it (Akrout 2019,
+    arXiv 1904.05391, section 3).  The noise enters each matrix by itself; what the paper forms is
+    Wᵀ, which carries the error as B does here.
+
+    Args:
+        model: any layer whose matrices all have a matrix form (:attr:`~funcprop.Site.rows`).
+        loss: any loss.
+        rate: η, above 0.
+        decay: λ, in [0, 1]; by default η.
+        samples: how many ξ a step.
+        feedback: the first B, as of :func:`~funcprop.feedback_alignment`.
+
+    Returns:
+        A :class:`~funcprop.Rule`; its state is the tree of B, with ``None`` where the true
+        parameters carry the error.
+
+    Raises:
+        LayerError: for options that make no sense; while tracing, for a layer without a matrix
+            form (grouped convolution, mixture of experts), by name; and as
+            :func:`~funcprop.feedback_alignment`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import mean_squared_error, mlp, weight_mirror
+    >>> model = mlp((2, 3, 1))
+    >>> rule = weight_mirror(model, mean_squared_error, rate=0.1)
+    >>> params, _ = model.init(jax.random.key(0), (2,))
+    >>> state = rule.init(jax.random.key(1), params)
+    >>> x, y = jnp.ones((4, 2)), jnp.ones((4, 1))
+    >>> estimate = jax.jit(rule.estimate)
+    >>> for i in range(100):
+    ...     _, _, state = estimate(params, state, x, y, jax.random.key(i))
+    >>> bool(jnp.allclose(state[1]["w"], params[1]["w"], atol=0.5))
+    True
+    """
+    if not rate > 0:
+        raise LayerError("weight_mirror", f"rate is {rate}, a number above 0 is due")
+    decay = rate if decay is None else decay
+    if not 0 <= decay <= 1:
+        raise LayerError("weight_mirror", f"decay is {decay}, a number in [0, 1] is due")
+    check_count("weight_mirror", "samples", samples)
+    sweep = value_and_backprop(model, loss, _with_site)
+
+    def init(key, params):
+        return drawn("weight_mirror", feedback, key, params)
+
+    def estimate(params, state, x, y, key):
+        own_key = None if key is None else jax.random.fold_in(key, 0)
+        value, found = sweep(params, x, y, weights=carriers(params, state), key=own_key)
+        tree = map_sites(lambda at: at.piece[1], found)
+        if key is None:
+            return value, tree, state
+        count = itertools.count(1)
+
+        def seen(at, own):
+            site_key = jax.random.fold_in(key, next(count))
+            return _mirrored(at.piece[0], samples, at.depth.shape, site_key, own)
+
+        new = map_sites(seen, found, params)
+        state = jax.tree.map(lambda b, m: (1 - decay) * b + rate * m, state, matrices(new))
+        return value, tree, state
+
+    return Rule(init, estimate, model.apply)
+
+
+def _with_site(site: Site, inputs: Tree, delta: Tree) -> AtSite:
+    return AtSite((site, gradient(site, inputs, delta)), jnp.zeros(()))
+
+
+def _mirrored(
+    site: Site, samples: int, repeats: tuple[int, ...], key: jax.Array, own: Tree
+) -> Tree:
+    """mean (y ξᵀ) in the place of each matrix of a site's parameters."""
+    if not jax.tree.leaves(matrices(own)):
+        return own
+    if site.rows is None:
+        raise LayerError(
+            site.name, "it has no matrix form for the noise of weight_mirror; take kolen_pollack"
+        )
+    if repeats:
+        inside = functools.partial(_mirrored, site, samples, repeats[1:])
+        return jax.vmap(inside)(jax.random.split(key, repeats[0]), own)
+    w = matrix_of(site, own)
+    noise = jax.random.normal(key, (samples, w.shape[1]), w.dtype)
+    return own | of_matrix(site, (noise @ w.T).T @ noise / samples, own)
