@@ -24,6 +24,7 @@ SMALL_ARGUMENTS = {
     "translation": ["--toy", "--tasks", "dates"],
     "node_classification": ["--toy"],
     "differential_privacy": ["--toy"],
+    "feedback_alignment": ["--toy"],
     "data_selection": ["--toy"],
     "curvature": ["--toy"],
     "batch_size": ["--toy"],
@@ -228,6 +229,20 @@ def _gap_to_jax_grad(printed):
     words = printed.splitlines()[-1].rsplit(" ", 1)
     assert words[0] == "first 20 losses differ from those with jax.grad by at most"
     return float(words[1])
+
+
+# ------------------------------------------------------------- feedback_alignment
+
+
+def test_feedback_alignment(run):
+    found, printed = run("feedback_alignment")
+    assert found["smooth"].shape == (3, 551)
+    assert found["smooth"][:, 275].mean() < 40 < 65 < found["smooth"][:, 0].mean() < 100
+    error = {name: np.mean(curves, axis=0)[5] for name, curves in found["errors"].items()}
+    assert error["feedback alignment"] < 0.4 < 0.9 < error["backprop"] < 1.01
+    assert f"error after 500 examples, backprop           {error['backprop']:.3f}" in printed
+    assert _is_picture(Path("runs/feedback_alignment.png"))
+    assert _gap_to_jax_grad(printed) < 1e-6
 
 
 # ------------------------------------------------------------- image_classification
