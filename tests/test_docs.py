@@ -13,7 +13,7 @@ import funcprop.checking
 import funcprop.statistics
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("statistics/*.md")])
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("statistics/*.md"), *DOCS.glob("learning/*.md")])
 CODE_OF = re.compile(r"^```\{code-of\} (\S+) (\S+)\n(?::(\w+):\n)?", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
 

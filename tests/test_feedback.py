@@ -355,6 +355,8 @@ def test_errors():
         fp.feedback_alignment(model, MSE, feedback=lambda k, w: jnp.ones(2)).init(KEY, params)
     with pytest.raises(LayerError, match=r"the feedback of \[0\]\['w'\] is 0.*give feedback"):
         fp.kolen_pollack(model, MSE, optax.sgd(0.1)).init(KEY, jax.tree.map(jnp.zeros_like, params))
+    with pytest.raises(LayerError, match=r"feedback: it is a tree .*rule_state=state.rule_state"):
+        fp.feedback_alignment(model, MSE).estimate(params, (), x, y, None)
     for rate, decay, match in ((0, None, "rate is 0"), (0.1, 2.0, "decay is 2.0, a number in")):
         with pytest.raises(LayerError, match=match):
             fp.weight_mirror(model, MSE, rate=rate, decay=decay)

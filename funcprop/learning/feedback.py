@@ -28,6 +28,13 @@ def matrices(tree: Tree) -> Tree:
 
 def carriers(params: Tree, feedback: Tree) -> Tree:
     """``params`` with the matrices of ``feedback`` in the place of their own."""
+    due, came = (jax.tree.structure(tree) for tree in (matrices(params), feedback))
+    if due != came:
+        raise LayerError(
+            "feedback",
+            f"it is a tree {came}, {due} is due, as the rule's init gives it; evaluate takes it as "
+            "rule_state=state.rule_state",
+        )
     return with_floats(params, feedback)
 
 
