@@ -100,6 +100,9 @@ from .learning.backpropagation import backpropagation as backpropagation
 from .learning.dp_sgd import dp_sgd as dp_sgd
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
+from .learning.predictive_coding import fixed_prediction as fixed_prediction
+from .learning.predictive_coding import predictive_coding as predictive_coding
+from .learning.predictive_coding import zil as zil
 from .losses import Loss as Loss
 from .losses import hinge as hinge
 from .losses import huber as huber
