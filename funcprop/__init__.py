@@ -97,6 +97,12 @@ from .layers.tree import tree_rnn as tree_rnn
 from .layers.tree_lstm import tree_lstm as tree_lstm
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
+from .learning.difference_target_propagation import (
+    DifferenceTargetState as DifferenceTargetState,
+)
+from .learning.difference_target_propagation import (
+    difference_target_propagation as difference_target_propagation,
+)
 from .learning.dp_sgd import dp_sgd as dp_sgd
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
