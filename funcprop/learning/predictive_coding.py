@@ -38,8 +38,9 @@ def predictive_coding(model: Layer, loss: Loss, *, steps: int = 20, rate: float 
 
     f₁ ... f_L are the model's blocks: each part of a ``serial`` that has parameters, with what
     stands behind it.  z starts at the forward pass, where all errors but the last are 0, and takes
-    ``steps`` Euler steps of ``rate``.  Where errors stay small the tree is close to backprop's.
-    Layers that mix the examples of a batch are served: the energy is that of the batch.
+    ``steps`` Euler steps of ``rate``.  Of a loss times c the settled tree, divided by c, tends to
+    backprop's as c falls to 0.  Layers that mix the examples of a batch are served: the energy is
+    that of the batch.
 
     Whittington & Bogacz 2017, Neural Computation 29, with the loss in place of the last layer's
     squared error.
