@@ -103,6 +103,11 @@ from .learning.direct_feedback_alignment import (
 )
 from .learning.direct_random_target_projection import (
     direct_random_target_projection as direct_random_target_projection,
+from .learning.difference_target_propagation import (
+    DifferenceTargetState as DifferenceTargetState,
+)
+from .learning.difference_target_propagation import (
+    difference_target_propagation as difference_target_propagation,
 )
 from .learning.dp_sgd import dp_sgd as dp_sgd
 from .learning.feedback_alignment import feedback_alignment as feedback_alignment
@@ -115,6 +120,9 @@ from .learning.kolen_pollack import KolenPollackState as KolenPollackState
 from .learning.kolen_pollack import kolen_pollack as kolen_pollack
 from .learning.sign_symmetry import sign_symmetry as sign_symmetry
 from .learning.weight_mirror import weight_mirror as weight_mirror
+from .learning.predictive_coding import fixed_prediction as fixed_prediction
+from .learning.predictive_coding import predictive_coding as predictive_coding
+from .learning.predictive_coding import zil as zil
 from .losses import Loss as Loss
 from .losses import hinge as hinge
 from .losses import huber as huber
