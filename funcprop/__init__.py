@@ -98,6 +98,11 @@ from .layers.tree_lstm import tree_lstm as tree_lstm
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
 from .learning.dp_sgd import dp_sgd as dp_sgd
+from .learning.equilibrium_propagation import equilibrium_propagation as equilibrium_propagation
+from .learning.forward_forward import forward_forward as forward_forward
+from .learning.greedy import GreedyState as GreedyState
+from .learning.greedy import greedy as greedy
+from .learning.hebbian import hebbian as hebbian
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
 from .losses import Loss as Loss
