@@ -158,5 +158,5 @@ def one_hot(name: str, target: Any, prediction: Array) -> Any:
     classes = prediction.shape[-1]
     check_labels(name, prediction, target, None, classes)
     labels = jnp.asarray(target).astype(jnp.int32)[..., None]
-    found = (labels == jnp.arange(classes)).astype(prediction.dtype)
+    found = (labels == jnp.arange(classes, dtype=jnp.int32)).astype(prediction.dtype)
     return jnp.where((labels >= 0) & (labels < classes), found, jnp.nan)

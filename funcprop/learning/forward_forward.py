@@ -73,10 +73,10 @@ def forward_forward(
         check_float(NAME, x)
         own_key = None
         if key is None:
-            shifts = jnp.arange(1, classes)[:, None]
+            shifts = jnp.arange(1, classes, dtype=jnp.int32)[:, None]
         else:
             own_key, key = jax.random.split(key)
-            shifts = jax.random.randint(key, (1, size), 1, classes)
+            shifts = jax.random.randint(key, (1, size), 1, classes, jnp.int32)
         like = jnp.zeros((size, classes), x.dtype)
         true = one_hot(NAME, y, like)
         if true is y:
