@@ -103,9 +103,8 @@ def test_it_trains_and_weight_decay_leaves_the_readouts_alone():
         still = greedy(model, LOSS, (2,), optax.sgd(0.0))
         decay = optax.add_decayed_weights(0.5)
         shrunk, _ = fp.fit(still, decay, params, (x, y), steps=2, **options)
-    found = fp.evaluate(
-        rule, state.params, (x, y), scores={"accuracy": fp.accuracy}, rule_state=state.rule_state
-    )
+        scored = {"scores": {"accuracy": fp.accuracy}, "rule_state": state.rule_state}
+        found = fp.evaluate(rule, state.params, (x, y), **scored)
     assert found["accuracy"] > 0.95
     # The first readouts are drawn from the state's key, as init_state splits it.
     _, state_key = jax.random.split(options["key"])
@@ -129,6 +128,6 @@ def test_errors():
         init(fp.serial(fp.flatten, fp.dense(3)), (2, 2))
     with pytest.raises(LayerError, match=r"block 0 gives a tuple, one array is due"):
         init(fp.serial(fp.dense(3), fp.fork(2), fp.on(0, fp.dense(3)), fp.pick(0)), (2,))
-    spread = fp.serial(fp.dense(6), fp.reshape((3, 2)), fp.dense(2), fp.reshape((2, 3)))
+    spread = fp.serial(fp.dense(6), fp.reshape(3, 2), fp.dense(2), fp.reshape(2, 3))
     with pytest.raises(LayerError, match=r"block 0 gives \(3, 2\) an example, the prediction is"):
         init(spread, (2,))

@@ -64,9 +64,9 @@ def test_hebb_climbs_the_squared_output_of_each_block(x64):
 
 
 def test_oja_on_kernels_and_tables_is_that_of_their_matrices(x64):
-    """A convolution of one pixel is a dense layer on the places; an embedding one on one-hot ids."""
+    """A convolution of one place is a dense layer on each, an embedding one on one-hot ids."""
     x = jnp.asarray(DRAW.normal(size=(5, 3, 4)))
-    params, _, tree = made(fp.conv(2, 1, axes=1), x, oja=True)
+    params, _, tree = made(fp.conv(2, 1), x, oja=True)
     rule = jax.jit(hebbian(fp.dense(2), oja=True).estimate)
     matrix = {"w": params["w"][0].T, "b": params["b"]}
     _, due, _ = rule(matrix, (), x, jnp.zeros(5), None)
@@ -133,14 +133,14 @@ def test_errors():
     for layer, shape in [
         (fp.layer_norm(), (4,)),
         (fp.lstm(3), (5, 4)),
-        (fp.share(fp.dense(4)), (4,)),
+        (fp.share(fp.serial(fp.dense(4), fp.dense(4)), (0,), (1,)), (4,)),
         (fp.conv(4, 3, groups=2), (5, 5, 2)),
     ]:
         with pytest.raises(LayerError, match="hebbian takes layers of one matrix, as dense"):
             estimate(layer, shape)
-    with pytest.raises(LayerError, match=r"block 0 \(repeat\) has 1 matrices, inside of repeat"):
+    with pytest.raises(LayerError, match=r"block 0 \(repeat\) is not one matrix"):
         estimate(fp.serial(fp.repeat(fp.dense(4), 3)), (4,))
-    with pytest.raises(LayerError, match=r"block 0 \(residual\) has 2 matrices"):
+    with pytest.raises(LayerError, match=r"block 0 \(residual\) is not one matrix"):
         estimate(fp.residual(fp.serial(fp.dense(4), fp.dense(4))), (4,))
     with pytest.raises(LayerError, match=r"block 0 gives a tuple, one array is due"):
         estimate(fp.serial(fp.dense(4), fp.fork(2)), (4,))

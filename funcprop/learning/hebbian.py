@@ -100,11 +100,11 @@ def _check_one_matrix(i: int, block: Layer, part: Tree, found: Tree) -> None:
     """Raises where the block's delta is not that of its only matrix, as inside ``repeat``."""
     sites = [at for at in jax.tree.leaves(found, is_leaf=_is_at_site) if _is_at_site(at)]
     if len(sites) != 1 or jnp.ndim(sites[0].depth):
-        names = [layer.name for layer in block.parts] or [block.name]
+        parts = block.parts if block.name == "serial" else (block,)
         raise LayerError(
             NAME,
-            f"block {i} ({', '.join(names)}) has {len(sites)} matrices, inside of repeat or not; "
-            "its output is that of one: put the layers one by one into a serial",
+            f"block {i} ({', '.join(layer.name for layer in parts)}) is not one matrix, whose "
+            "output it gives; put its layers one by one into a serial",
         )
 
 
