@@ -114,6 +114,11 @@ from .learning.feedback_alignment import feedback_alignment as feedback_alignmen
 from .learning.indirect_feedback_alignment import (
     indirect_feedback_alignment as indirect_feedback_alignment,
 )
+from .learning.equilibrium_propagation import equilibrium_propagation as equilibrium_propagation
+from .learning.forward_forward import forward_forward as forward_forward
+from .learning.greedy import GreedyState as GreedyState
+from .learning.greedy import greedy as greedy
+from .learning.hebbian import hebbian as hebbian
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
 from .learning.kolen_pollack import KolenPollackState as KolenPollackState

@@ -145,3 +145,18 @@ def share_of(name: str, prediction: Array, mask: Any) -> Array:
     mask = jnp.asarray(mask)
     count = jnp.sum(mask, axis=tuple(range(1, mask.ndim)), keepdims=True)
     return jnp.where(mask, 1 / jnp.maximum(count, 1), 0).astype(prediction.dtype)[..., None]
+
+
+def one_hot(name: str, target: Any, prediction: Array) -> Any:
+    """Labels, integers for each token of ``prediction``, as distributions; others as they are.
+
+    Under a trace a label out of range gives NaN.
+    """
+    integers = hasattr(target, "dtype") and not is_inexact(target)
+    if not integers or target.ndim + 1 != prediction.ndim:
+        return target
+    classes = prediction.shape[-1]
+    check_labels(name, prediction, target, None, classes)
+    labels = jnp.asarray(target).astype(jnp.int32)[..., None]
+    found = (labels == jnp.arange(classes, dtype=jnp.int32)).astype(prediction.dtype)
+    return jnp.where((labels >= 0) & (labels < classes), found, jnp.nan)

@@ -1,0 +1,119 @@
+"""Hebbian learning: a matrix grows along the products of its outputs and inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..combinators import blocks, joined_blocks
+from ..contraction import total
+from ..layer import Layer, LayerError, Site, as_layer, check_float
+from ..losses import Loss, as_loss, no_parameters
+from ..statistics.statistic import AtSite, map_sites
+from ..sweep import checked_batch
+from .backpropagation import Rule
+
+Tree = Any
+NAME = "hebbian"
+
+
+def hebbian(model: Layer, loss: Loss | None = None, *, oja: bool = False) -> Rule:
+    """Hebb's rule, and Oja's: each block is sent its own output as delta, and nothing else.
+
+        sent        δyₗ = yₗ, back through the activation: δzₗ = yₗ ⊙ σ′(zₗ)
+        Hebb        tree  = -1/B Σ δzᵀ x
+        Oja         tree  = -1/B (Σ δzᵀ x - Σ δz² W)      row j of W times the sum of δzⱼ²
+
+    Hebb 1949; Oja 1982, J. Math. Biol. 15.  The tree is minus the change that the rules make, since
+    an optimizer descends.  For linear layers, and for relu, δz is y itself; in general Hebb's tree
+    is minus the gradient of ½ ‖yₗ‖² by the block's parameters.  A bias has the input 1.
+
+    Nothing here is told what to do: no target, and no error.  Hebb's matrices grow without end.
+    Under Oja's rule the rows of a linear layer come to rest at length 1; one row finds the first
+    principal component of its inputs, and several find it too, since none hears of the others.
+
+    A block is a part of the model with parameters and those behind it without
+    (:func:`~funcprop.combinators.blocks`); what a pooling leaves out gets no delta.
+
+    Args:
+        model: blocks of one matrix each: dense layers, convolutions, embeddings.
+        loss: what ``value`` is: the mean loss of the model's output.  By default there is none, and
+            ``value`` is the mean squared output.
+        oja: whether Σ δz² W is subtracted.
+
+    Returns:
+        A :class:`~funcprop.Rule` without state; of the key it uses what dropout draws.
+
+    Raises:
+        LayerError: for a loss with parameters; while tracing for blocks of another kind.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import affine, hebbian
+    >>> rule = hebbian(affine(1, bias=False), oja=True)
+    >>> params, x = {"w": jnp.array([[2.0, 0.0]])}, jnp.array([[1.0, 3.0]])
+    >>> value, tree, _ = rule.estimate(params, (), x, jnp.zeros(1), None)
+    >>> float(value), tree["w"].tolist()
+    (4.0, [[6.0, -6.0]])
+    """
+    model, loss = as_layer(model, "model"), None if loss is None else as_loss(loss)
+    if loss is not None and loss.init is not no_parameters:
+        raise LayerError(NAME, f"{loss.name} has parameters; put them into the model")
+
+    def estimate(params, state, x, y, key):
+        h, size = checked_batch(x, y)
+        parts, trees = blocks(model, params), []
+        keys = [None] * len(parts) if key is None else jax.random.split(key, len(parts))
+        for i, ((block, part), block_key) in enumerate(zip(parts, keys, strict=True)):
+            h, residuals = block.forward(part, h, block_key)
+            if not hasattr(h, "dtype"):
+                came = f"a {type(h).__name__}"
+                raise LayerError(NAME, f"block {i} gives {came}, one array is due")
+            check_float(NAME, h, f"the output of block {i}")
+            found = block.backward(part, residuals, h, _with_squares)[1]
+            _check_one_matrix(i, block, part, found)
+            trees.append(map_sites(lambda at, own: _change(at, own, oja, size), found, part))
+        value = jnp.mean(h * h) if loss is None else jnp.mean(loss.apply((), (h, y)))
+        return value, joined_blocks(model, trees), state
+
+    return Rule(lambda key, params: (), estimate, model.apply)
+
+
+def _with_squares(site: Site, inputs: Tree, delta: Tree) -> AtSite:
+    """Σ δzᵀ x, and Σ δz² where the parameters have their outputs."""
+    grads = site.gradient(inputs, delta)
+    named = set(grads) if isinstance(grads, dict) else set()
+    # A shared matrix is used at several places, and the delta of one only is its own output.
+    if site.rows is None or named - {"b"} != {"w"} or site.name == "share":
+        raise LayerError(
+            site.name,
+            f"{NAME} takes layers of one matrix, as dense, conv and embedding; leave this one out",
+        )
+    right = site.rows(inputs, delta)[1]
+    squares = total(right * right)
+    w = squares if site.inputs_first else squares.reshape(-1, *(1,) * (grads["w"].ndim - 1))
+    return AtSite((grads, {"w": w, "b": squares}), jnp.zeros(()))
+
+
+def _check_one_matrix(i: int, block: Layer, part: Tree, found: Tree) -> None:
+    """Raises where the block's delta is not that of its only matrix, as inside ``repeat``."""
+    sites = [at for at in jax.tree.leaves(found, is_leaf=_is_at_site) if _is_at_site(at)]
+    if len(sites) != 1 or jnp.ndim(sites[0].depth):
+        parts = block.parts if block.name == "serial" else (block,)
+        raise LayerError(
+            NAME,
+            f"block {i} ({', '.join(layer.name for layer in parts)}) is not one matrix, whose "
+            "output it gives; put its layers one by one into a serial",
+        )
+
+
+def _change(at: AtSite, part: Tree, oja: bool, size: int) -> Tree:
+    grads, squares = at.piece
+    if oja:
+        grads = {name: grad - squares[name] * part[name] for name, grad in grads.items()}
+    return jax.tree.map(lambda grad: -grad / size, grads)
+
+
+def _is_at_site(node: Any) -> bool:
+    return isinstance(node, AtSite)
