@@ -98,6 +98,9 @@ from .layers.tree_lstm import tree_lstm as tree_lstm
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
 from .learning.dp_sgd import dp_sgd as dp_sgd
+from .learning.evolution_strategies import evolution as evolution
+from .learning.evolution_strategies import evolution_strategies as evolution_strategies
+from .learning.forward_gradient import forward_gradient as forward_gradient
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
 from .losses import Loss as Loss
