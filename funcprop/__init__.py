@@ -119,6 +119,9 @@ from .learning.forward_forward import forward_forward as forward_forward
 from .learning.greedy import GreedyState as GreedyState
 from .learning.greedy import greedy as greedy
 from .learning.hebbian import hebbian as hebbian
+from .learning.evolution_strategies import evolution as evolution
+from .learning.evolution_strategies import evolution_strategies as evolution_strategies
+from .learning.forward_gradient import forward_gradient as forward_gradient
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
 from .learning.kolen_pollack import KolenPollackState as KolenPollackState

@@ -86,6 +86,18 @@ def value_and_backprop(
     return f
 
 
+def mean_loss(model: Layer, loss: Loss) -> Callable[..., jax.Array]:
+    """``f(params, x, y, key) -> value``, the mean loss without a way back."""
+    model, loss = as_layer(model, "model"), as_loss(loss)
+
+    def f(params, x, y, key):
+        x, size = checked_batch(x, y)
+        losses, _ = forward_pass(model, loss, params, x, y, weights=None, key=key)
+        return jnp.sum(_checked_share(None, losses, size) * losses)
+
+    return f
+
+
 class Back(NamedTuple):
     """The way back from a forward pass, for any error and any statistic.
 

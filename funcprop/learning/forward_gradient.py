@@ -1,0 +1,161 @@
+"""Forward gradients: the derivative along a random direction, times that direction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..combinators import blocks, joined_blocks
+from ..contraction import Varying, matched
+from ..layer import (
+    Layer,
+    LayerError,
+    as_layer,
+    check_count,
+    floats_of,
+    gradient,
+    position,
+    with_floats,
+)
+from ..losses import Loss, as_loss, no_parameters
+from ..sweep import checked_batch, mean_loss
+from .backpropagation import Rule
+
+Tree = Any
+
+
+def forward_gradient(
+    model: Layer, loss: Loss, *, directions: int = 1, activities: bool = False
+) -> Rule:
+    """The gradient guessed from derivatives along random directions, in forward mode.
+
+    By weights, with f the mean loss and θ all parameters (Baydin 2022, arXiv 2202.08587):
+
+        v ~ N(0, I)      ĝ = (∇f · v) v
+
+    By activities, with yₗ the output of block l for one example and ℓ its loss (after Ren 2022,
+    arXiv 2210.03310):
+
+        uₗ ~ N(0, I)      d = Σₗ (∂ℓ/∂yₗ) · uₗ      δₗ = d uₗ
+
+    and the gradient of block l is what its own backward pass makes of δₗ.  ∇f · v, and d of all
+    blocks and examples, is one ``jax.jvp``.  Both forms are unbiased, as E[v vᵀ] = I: E[δₗ] is
+    ∂ℓ/∂yₗ, and a backward pass is linear in it.  The variance of ĝ by weights is P + 1 times its
+    squared norm for P parameters; by activities it grows with the number of units instead.  The
+    mean of k directions has 1/k of it.
+
+    A block is a part of a :func:`~funcprop.serial` that has parameters, with the parts behind it
+    that have none, so a dense layer is perturbed behind its activation, whose derivative is known.
+    Within a block the error travels as in backprop.
+
+    Args:
+        model: any layer; by activities a model of several blocks, none of which mixes examples.
+        loss: any loss; by activities one without parameters.
+        directions: k, how many directions are averaged, one after the other.
+        activities: whether activities are perturbed instead of weights.
+
+    Returns:
+        A :class:`~funcprop.Rule` without state.  Without a key it gives the loss and zeros.
+
+    Raises:
+        LayerError: by activities for a loss with parameters, and for layers that mix examples.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from funcprop import forward_gradient, mean_squared_error, mlp
+    >>> model = mlp((2, 3, 1))
+    >>> rule = forward_gradient(model, mean_squared_error, activities=True)
+    >>> params, _ = model.init(jax.random.key(0), (2,))
+    >>> x, y = jnp.ones((4, 2)), jnp.ones((4, 1))
+    >>> value, grads, _ = rule.estimate(params, (), x, y, jax.random.key(1))
+    >>> value.shape, grads[0]["w"].shape
+    ((), (3, 2))
+    """
+    model, loss = as_layer(model, "model"), as_loss(loss)
+    check_count("forward_gradient", "directions", directions)
+    if activities and loss.init is not no_parameters:
+        raise LayerError(
+            "forward_gradient",
+            f"{loss.name} has parameters, which no activity stands for; put them into the model",
+        )
+    value_of = mean_loss(model, loss)
+
+    def by_weights(params, x, y, key, direction_keys):
+        def along(direction_key):
+            v = optax.tree.random_like(direction_key, params)
+            _, derivative = jax.jvp(lambda p: value_of(p, x, y, key), (params,), (v,))
+            return jax.tree.map(lambda leaf: derivative.astype(leaf.dtype) * leaf, v)
+
+        return value_of(params, x, y, key), _mean_of(along, direction_keys)
+
+    def by_activities(params, x, y, key, direction_keys):
+        x, size = checked_batch(x, y)
+        parts = blocks(model, params)
+        keys = list(jax.random.split(key, len(parts)))
+
+        def forward(added):
+            h, outputs, kept = x, [], []
+            for i, ((block, part), block_key) in enumerate(zip(parts, keys, strict=True)):
+                with position(f"blocks[{i}]"):
+                    h, residuals = block.forward(part, h, block_key)
+                outputs.append(floats_of(h))
+                if added is not None:
+                    h = with_floats(h, jax.tree.map(jnp.add, outputs[i], added[i]))
+                kept.append(residuals)
+            return loss.apply((), (h, y)), (outputs, kept)
+
+        losses, (outputs, kept) = forward(None)
+
+        def along(direction_key):
+            u = optax.tree.random_like(direction_key, outputs)
+            zeros = jax.tree.map(jnp.zeros_like, u)
+            _, d = jax.jvp(lambda added: forward(added)[0], (zeros,), (u,))
+            return jax.tree.map(lambda leaf: _each(d, leaf) * leaf / size, u)
+
+        trees = [
+            block.backward(part, residuals, delta, _own_gradient)[1]
+            for (block, part), residuals, delta in zip(
+                parts, kept, _mean_of(along, direction_keys), strict=True
+            )
+        ]
+        return jnp.mean(losses), joined_blocks(model, trees)
+
+    form = by_activities if activities else by_weights
+
+    def estimate(params, state, x, y, key):
+        if key is None:
+            return value_of(params, x, y, None), jax.tree.map(jnp.zeros_like, params), state
+        own_key, direction_key = jax.random.split(key)
+        direction_keys = jax.random.split(direction_key, directions)
+        value, grads = form(params, x, y, own_key, direction_keys)
+        return value, matched(grads, Varying.of(params)), state
+
+    return Rule(lambda key, params: (), estimate, model.apply)
+
+
+def _mean_of(f, keys):
+    """The mean of f over keys, one after the other: memory does not grow with their number."""
+
+    def step(total, key):
+        return jax.tree.map(jnp.add, total, f(key)), None
+
+    # The first one stands outside of the scan, where its forward pass is shared with the value's.
+    total, _ = jax.lax.scan(step, f(keys[0]), keys[1:])
+    return jax.tree.map(lambda leaf: leaf / len(keys), total)
+
+
+def _each(d: jax.Array, like: jax.Array) -> jax.Array:
+    """d (B,) with as many axes as ``like``."""
+    return d.astype(like.dtype).reshape(d.shape + (1,) * (like.ndim - 1))
+
+
+def _own_gradient(site, inputs, delta):
+    if site.mixes:
+        raise LayerError(
+            site.name,
+            "it mixes the examples of a batch, so that forward_gradient by activities has no "
+            "meaning; perturb the weights (activities=False), or train with layer_norm",
+        )
+    return gradient(site, inputs, delta)
