@@ -98,39 +98,38 @@ from .layers.tree_lstm import tree_lstm as tree_lstm
 from .learning.alignment import alignment as alignment
 from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
+from .learning.difference_target_propagation import DifferenceTargetState as DifferenceTargetState
+from .learning.difference_target_propagation import (
+    difference_target_propagation as difference_target_propagation,
+)
 from .learning.direct_feedback_alignment import (
     direct_feedback_alignment as direct_feedback_alignment,
 )
 from .learning.direct_random_target_projection import (
     direct_random_target_projection as direct_random_target_projection,
-from .learning.difference_target_propagation import (
-    DifferenceTargetState as DifferenceTargetState,
-)
-from .learning.difference_target_propagation import (
-    difference_target_propagation as difference_target_propagation,
 )
 from .learning.dp_sgd import dp_sgd as dp_sgd
-from .learning.feedback_alignment import feedback_alignment as feedback_alignment
-from .learning.indirect_feedback_alignment import (
-    indirect_feedback_alignment as indirect_feedback_alignment,
-)
 from .learning.equilibrium_propagation import equilibrium_propagation as equilibrium_propagation
+from .learning.evolution_strategies import evolution as evolution
+from .learning.evolution_strategies import evolution_strategies as evolution_strategies
+from .learning.feedback_alignment import feedback_alignment as feedback_alignment
 from .learning.forward_forward import forward_forward as forward_forward
+from .learning.forward_gradient import forward_gradient as forward_gradient
 from .learning.greedy import GreedyState as GreedyState
 from .learning.greedy import greedy as greedy
 from .learning.hebbian import hebbian as hebbian
-from .learning.evolution_strategies import evolution as evolution
-from .learning.evolution_strategies import evolution_strategies as evolution_strategies
-from .learning.forward_gradient import forward_gradient as forward_gradient
+from .learning.indirect_feedback_alignment import (
+    indirect_feedback_alignment as indirect_feedback_alignment,
+)
 from .learning.kfac import KfacState as KfacState
 from .learning.kfac import kfac as kfac
 from .learning.kolen_pollack import KolenPollackState as KolenPollackState
 from .learning.kolen_pollack import kolen_pollack as kolen_pollack
-from .learning.sign_symmetry import sign_symmetry as sign_symmetry
-from .learning.weight_mirror import weight_mirror as weight_mirror
 from .learning.predictive_coding import fixed_prediction as fixed_prediction
 from .learning.predictive_coding import predictive_coding as predictive_coding
 from .learning.predictive_coding import zil as zil
+from .learning.sign_symmetry import sign_symmetry as sign_symmetry
+from .learning.weight_mirror import weight_mirror as weight_mirror
 from .losses import Loss as Loss
 from .losses import hinge as hinge
 from .losses import huber as huber
