@@ -137,12 +137,11 @@ def evolution(
 
         def both(pair_key):
             noise = optax.tree.random_like(pair_key, params)
-            return jnp.stack(
-                [
-                    value_at(jax.tree.map(lambda p, e: p + s * e, params, noise), x, y, key)
-                    for s in (sigma, -sigma)
-                ]
-            )
+
+            def at(step):
+                return value_at(jax.tree.map(lambda p, e: p + step * e, params, noise), x, y, key)
+
+            return jnp.stack([at(sigma), at(-sigma)])
 
         values = jax.lax.map(jax.vmap(both), keys).reshape(-1, 2)
         if axis is not None:

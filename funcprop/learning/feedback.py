@@ -28,7 +28,8 @@ def matrices(tree: Tree) -> Tree:
 
 def carriers(params: Tree, feedback: Tree) -> Tree:
     """``params`` with the matrices of ``feedback`` in the place of their own."""
-    due, came = (jax.tree.structure(tree) for tree in (matrices(params), feedback))
+    due: Any = jax.tree.structure(matrices(params))
+    came: Any = jax.tree.structure(feedback)
     if due != came:
         raise LayerError(
             "feedback",
