@@ -25,6 +25,7 @@ SMALL_ARGUMENTS = {
     "node_classification": ["--toy"],
     "differential_privacy": ["--toy"],
     "feedback_alignment": ["--toy"],
+    "evolution": ["--toy"],
     "data_selection": ["--toy"],
     "curvature": ["--toy"],
     "batch_size": ["--toy"],
@@ -243,6 +244,27 @@ def test_feedback_alignment(run):
     assert f"error after 500 examples, backprop           {error['backprop']:.3f}" in printed
     assert _is_picture(Path("runs/feedback_alignment.png"))
     assert _gap_to_jax_grad(printed) < 1e-6
+
+
+# ---------------------------------------------------------------------- evolution
+
+
+def test_evolution(run):
+    found, printed = run("evolution")
+    (curve,) = found["curves"].values()
+    assert curve.shape == (12,)
+    assert curve.min() >= 8
+    assert found["fresh"][0].shape == (20,)
+    assert found["fresh"][0].mean() > 15
+    assert f"20 fresh episodes: mean return {found['fresh'][0].mean():.1f}" in printed
+    assert max(found["gaps"]) < 1e-6
+    # Pushed to the right the cart speeds up, and the pole begins to turn to the left.
+    state = np.array([0.0, 0.0, 0.1, 0.0], np.float32)
+    place, speed, angle, turning = found["moved"](state, True)
+    assert (place, angle) == (0, np.float32(0.1))
+    assert speed > 0 > turning
+    assert _is_picture(Path("runs/evolution.png"))
+    assert printed.splitlines()[-1].startswith("steps in gymnasium differ by at most")
 
 
 # ------------------------------------------------------------- image_classification
