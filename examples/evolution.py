@@ -50,7 +50,7 @@ FAR, STEEP = 2.4, np.deg2rad(12)
 
 def moved(state, right):
     """The state (place, speed, angle, its speed) one step later, pushed right or left."""
-    place, speed, angle, turning = state
+    _, speed, angle, turning = state
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     force = jnp.where(right, PUSH, -PUSH)
     a = (force + POLE * HALF * turning**2 * sin) / (CART + POLE)
