@@ -114,6 +114,15 @@ def test_statistics_are_those_of_vmap(capsys):
         row = name.strip() or row
         norms.setdefault(row, {})[by.strip()] = float(cells[-1])
     compared = [by for by in norms.values() if "vmap(grad)" in by]
-    assert len(compared) == len(norms) - 1 == 9
+    assert len(compared) == len(norms) - 1 == 12
     for by in compared:
         np.testing.assert_allclose(by["funcprop"], by["vmap(grad)"], rtol=1e-4)
+
+
+def test_every_rule_takes_a_step(capsys):
+    from benchmarks.learning import main, rules
+
+    few = ["feedback alignment", "direct feedback alignment", "forward-forward"]
+    main(["--rounds", "1", "--scale", "0.02", "--only", *few])
+    assert set(few) < set(rows(capsys.readouterr().out))
+    assert len(rules(0.02)[0]) == 18

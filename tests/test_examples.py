@@ -26,6 +26,7 @@ SMALL_ARGUMENTS = {
     "differential_privacy": ["--toy"],
     "feedback_alignment": ["--toy"],
     "evolution": ["--toy"],
+    "learning_rules": ["--toy"],
     "data_selection": ["--toy"],
     "curvature": ["--toy"],
     "batch_size": ["--toy"],
@@ -244,6 +245,26 @@ def test_feedback_alignment(run):
     assert f"error after 500 examples, backprop           {error['backprop']:.3f}" in printed
     assert _is_picture(Path("runs/feedback_alignment.png"))
     assert _gap_to_jax_grad(printed) < 1e-6
+
+
+# ----------------------------------------------------------------- learning_rules
+
+
+def test_learning_rules(run):
+    found, printed = run("learning_rules")
+    results = found["results"]
+    assert list(results) == ["backprop", "feedback alignment", "Z-IL", "forward-forward"]
+    for curves, _, _, steps in results.values():
+        assert curves.shape[0] == 1
+        assert curves[0, -1] > 0.75
+        assert steps == 22 * curves.shape[1]
+    np.testing.assert_allclose(results["Z-IL"][0], results["backprop"][0], atol=0.01)
+    assert results["backprop"][1].max() < 0.2
+    assert results["Z-IL"][1].max() < 0.2
+    assert 30 < results["feedback alignment"][1][-1] < results["feedback alignment"][1][0] < 90
+    assert f"{results['backprop'][0][0, -1]:.2%} ± 0.00%" in printed
+    assert _is_picture(Path("runs/learning_rules.png"))
+    assert _gap_to_jax_grad(printed) < 1e-5
 
 
 # ---------------------------------------------------------------------- evolution
