@@ -32,7 +32,7 @@ import funcprop as fp
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-parser.add_argument("--steps", type=int, default=150)
+parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--pairs", type=int, default=32)
 parser.add_argument("--episodes", type=int, default=8, help="of each policy at each step")
 parser.add_argument("--sigma", type=float, default=0.3)
