@@ -108,9 +108,12 @@ RULES = {
     ),
     "forward gradient, weights": (simple(fp.forward_gradient), (3e-4, 1e-3, 3e-3), 60),
     "forward gradient, activities": (
-        simple(fp.forward_gradient, activities=True),
+        lambda rate: (
+            fp.forward_gradient(model, loss, activities=True),
+            optax.adam(optax.cosine_decay_schedule(rate, 120 * 22)),
+        ),
         (1e-3, 3e-3, 1e-2),
-        60,
+        120,
     ),
     "evolution": (simple(fp.evolution_strategies, pairs=64), (0.01, 0.02, 0.05), 10),
 }
