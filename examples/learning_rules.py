@@ -289,7 +289,7 @@ for color, (name, (curves, angle, _, _)) in zip(colors, results.items(), strict=
         right.plot(np.arange(1, len(angle) + 1), angle, color=color, label=name)
 left.set(xlabel="epoch", ylabel="accuracy on the test digits", ylim=(0.5, 1), xscale="log")
 right.set(xlabel="epoch", ylabel="angle to the gradient, degrees", xscale="log")
-left.legend(fontsize=8, loc="lower right")
+figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside right center")
 for axis in (left, right):
     axis.grid(alpha=0.3)
 figure.suptitle(f"Learning rules on the digits, mean of {len(options.seeds)} seeds")

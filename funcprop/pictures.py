@@ -77,6 +77,44 @@ def training(
         figure.savefig(path, dpi=130)
 
 
+def alignment(path: str | Path, title: str, history: Mapping[str, Sequence[float]]) -> None:
+    """Draws how a rule's estimate stood to the gradient: angles and ratios of norms, by layer.
+
+    Args:
+        path: where to write the picture.
+        title: the line on top.
+        history: of a training with the metrics of :func:`~funcprop.alignment`.
+
+    Raises:
+        KeyError: when the history has no angles.
+        ModuleNotFoundError: without matplotlib.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    kinds = ["", "feedback_"] if "feedback_angle" in history else [""]
+    what = {"": "the estimate and the gradient", "feedback_": "feedback and weights"}
+    with matplotlib.rc_context(STYLE):
+        figure: Any = Figure(figsize=(11, 3.8 * len(kinds)))
+        figure.set_layout_engine("constrained")
+        figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+        for kind, (angle, ratio) in zip(
+            kinds, figure.subplots(len(kinds), 2, squeeze=False), strict=True
+        ):
+            for axes, name in ((angle, f"{kind}angle"), (ratio, f"{kind}ratio")):
+                axes.plot(history[name], color=INK, label="all layers")
+                layers = [key for key in history if key.startswith(f"{name}[")]
+                for i, key in enumerate(layers):
+                    color = matplotlib.colormaps["viridis"](i / max(1, len(layers) - 1))
+                    axes.plot(history[key], color=color, lw=1, label=key[len(name) :])
+                axes.set_xlabel("step")
+            angle.axhline(90, color=FAINT, ls="--", lw=1)
+            angle.set(title=f"Angle between {what[kind]}, degrees", ylim=(0, None))
+            ratio.set(title="Ratio of their norms", yscale="log")
+            angle.legend(fontsize=7)
+        figure.savefig(path, dpi=130)
+
+
 def _losses(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     _two_curves(axes, rows, "loss", "test_loss")
     axes.set(title="Loss", xlabel="epoch", yscale="log")

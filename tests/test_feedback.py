@@ -334,6 +334,22 @@ def test_alignment_shares_the_forward_pass_with_the_step():
     assert products(fp.alignment(rule, model, MSE)) == 12
 
 
+def test_alignment_is_drawn(tmp_path):
+    from funcprop import pictures
+
+    model, shape = MODELS["mlp"]
+    params, x, y = made(model, shape)
+    rule = fp.feedback_alignment(model, MSE)
+    metrics = fp.alignment(rule, model, MSE, feedback=lambda state: state)
+    with jax.numpy_dtype_promotion("standard"):
+        run = {"key": KEY, "steps": 5, "metrics": metrics}
+        _, history = fp.fit(rule, optax.sgd(0.1), params, (x, y), **run)
+    pictures.alignment(tmp_path / "angles.png", "Feedback alignment", history)
+    assert (tmp_path / "angles.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(KeyError, match="angle"):
+        pictures.alignment(tmp_path / "none.png", "", {"loss": [1.0]})
+
+
 # ------------------------------------------------------------------------------- errors
 
 
