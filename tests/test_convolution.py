@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import funcprop as fp
-from funcprop import LayerError
+from funcprop import LayerError, contraction
 from funcprop import windows as maps
 from funcprop.checking.cases.case import normal
 from funcprop.layers import convolution as module
@@ -25,7 +25,7 @@ KEY = jax.random.key(0)
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Two images a chunk, the fewest."""
-    monkeypatch.setattr(maps, "_CACHE", 1)
+    monkeypatch.setattr(contraction, "CACHE", 1)
 
 
 def swept(layer, params, x, delta):
