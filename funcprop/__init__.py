@@ -5,12 +5,13 @@ from . import datasets as datasets
 from . import statistics as statistics
 from .auxiliary import auxiliary as auxiliary
 from .calibration import calibrate as calibrate
-from .checking.compare import Difference as Difference
-from .checking.compare import Report as Report
 from .checking.compare import compare as compare
-from .checking.layers import check_gradient as check_gradient
+from .checking.functions import check_gradient as check_gradient
 from .checking.layers import check_layer as check_layer
 from .checking.models import check_model as check_model
+from .checking.report import Difference as Difference
+from .checking.report import Finding as Finding
+from .checking.report import Report as Report
 from .combinators import fork as fork
 from .combinators import on as on
 from .combinators import parallel as parallel

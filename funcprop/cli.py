@@ -19,8 +19,8 @@ import numpy as np
 
 from . import __version__, runs, trained
 from .checking import catalogue
-from .checking.compare import Report
 from .checking.layers import check_layer
+from .checking.report import Report
 from .datasets import DataError
 from .layer import LayerError
 from .trained import CommandError, writing

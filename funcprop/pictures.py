@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .checking.compare import Report
+from .checking.report import Report
 
 TRAIN, TEST, GOOD, BAD, INK, FAINT = (
     "#e08214",

@@ -1,8 +1,7 @@
-"""Checks of a layer, and of anybody's gradient."""
+"""Checks of a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_shape, with_floats
-from .compare import Difference, Report, compare, difference, whole_difference
+from .compare import compare
+from .judging import against_truth, bounded, by_differences, cast, finding, pairs, with_findings
+from .mistakes import named_sizes
 from .oracles import central_differences, complex_step
+from .report import Report
 
 Tree = Any
-EPS64 = float(np.finfo(np.float64).eps)
+FAR = (0.0, 1e3)  # at these multiples of x nothing may be infinite or NaN that jax.vjp gives
 
 
 def check_layer(
@@ -70,106 +72,106 @@ def check_layer(
             structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
             own = shape if shape is not None else structs.shape if hasattr(x, "shape") else structs
             params = _not_constant(draw, layer.init(init_key, own)[0])
-        # The same numbers serve every dtype: those of the working one, exactly.
-        params, x = (_cast(_cast(tree, dtype), np.float64) for tree in (params, x))
+        params, x = (cast(cast(tree, dtype), np.float64) for tree in (params, x))
         y = jax.eval_shape(layer.apply, params, x, run_key)
-        delta = _cast(_cast(_draw_like(draw, y), dtype), np.float64)
-        sides = _sides(layer, params, x, run_key)
+        delta = _draw_like(draw, y)
+    title = f"{title or layer.name or 'layer'} {np.dtype(dtype).name}"
+    return judged(layer, params, x, delta, run_key, dtype=dtype, analytic=analytic, title=title)
 
-        given = tuple(_cast(tree, dtype) for tree in (params, floats_of(x), delta))
-        manual, automatic = (side(*given) for side in sides)
-        title = f"{title or layer.name or 'layer'} {np.dtype(dtype).name}"
+
+def judged(
+    layer: Any,
+    params: Tree,
+    x: Tree,
+    delta: Tree,
+    key: Any,
+    *,
+    dtype: Any,
+    analytic: bool,
+    title: str,
+    sides: tuple[Any, Any] | None = None,
+) -> Report:
+    """The check of a layer at one place, with one delta.
+
+    ``sides`` are those of :func:`both_sides`, where the layer stands in several places.
+    """
+    with jax.enable_x64(True):
+        # The same numbers serve every dtype: those of the working one, exactly.
+        params, x, delta = (cast(cast(tree, dtype), np.float64) for tree in (params, x, delta))
+        point = {"params": floats_of(params), "x": floats_of(x)}
+        others = jax.tree.map(lambda leaf: None if is_inexact(leaf) else leaf, x), key
+        manually, automatically = sides or both_sides(layer)
+        given = (*(cast(tree, dtype) for tree in (params, floats_of(x), delta)), *others)
+        manual, automatic = manually(*given), automatically(*given)
         report = compare(manual, automatic, names=("manual", "jax.vjp"), title=title)
         if report.problems:
             return report
-        problems = _linearity(sides[0], given, manual)
-        exact = tuple(_cast(tree, np.float64) for tree in given)
-        truth = sides[1](*exact)
-        if np.dtype(dtype) == np.float64:
-            more = _judged(layer, manual, exact, x, run_key, analytic)
+        exact = (*(cast(tree, np.float64) for tree in given[:3]), *others)
+        truth = automatically(*exact)
+        value = _value(layer, params, x, delta, key)
+        if np.dtype(dtype) != np.float64:
+            leaves, wholes, notes = against_truth(manual, automatic, truth)
+        elif analytic:
+            slopes = complex_step(value, point)
+            leaves, wholes = bounded(pairs(manual, slopes), "complex step", 1e-11)
+            notes = ()
         else:
-            more = _against_truth(manual, automatic, truth)
-    leaves, wholes, notes = more
-    return report._replace(
-        leaves=report.leaves + leaves, wholes=report.wholes + wholes, problems=(*problems, *notes)
-    )
+            slopes, rejected = central_differences(lambda p: jnp.real(value(p)), point)
+            leaves, wholes, notes = by_differences(manual, slopes, rejected)
+        report = report._replace(
+            leaves=report.leaves + leaves, wholes=report.wholes + wholes, problems=notes
+        )
+        nonlinear = _linearity(manually, given, manual)
+        infinite = _far((manually, automatically), given, np.dtype(dtype).name)
+        report = report._replace(problems=(*nonlinear, *infinite, *notes))
+        if report.ok:
+            return report
+        again = both_sides(layer)[0](*given)
+        if not _same(again, manual):
+            statement = "called twice with the same arguments, it gives two results"
+            return report._replace(findings=(finding("not deterministic", statement),))
+        if nonlinear:
+            return report._replace(findings=(finding("not linear", nonlinear[0]),))
+        if infinite and all(row.ok for row in report.leaves):
+            return report._replace(findings=(finding("not finite", infinite[0]),))
+        sizes = named_sizes(_shapes(given))
+        try:
+            ours, tolerance = manually(*exact), 1e-9
+        except Exception:  # a rule for one dtype only
+            ours, tolerance = manual, 1e3 * float(jnp.finfo(dtype).eps)
+        names = ("params", "x", "delta")
+        inputs = dict(zip(names, (params, point["x"], delta), strict=True))
 
+        def again(inputs):
+            return jax.tree.leaves(automatically(*(inputs[name] for name in names), *others))
 
-def check_gradient(
-    f: Callable[..., jax.Array],
-    gradient: Callable[..., Tree],
-    *args: Any,
-    argnums: int | tuple[int, ...] = 0,
-    title: str | None = None,
-) -> Report:
-    """Whether a function's hand-written gradient is right.
-
-    It is compared with ``jax.grad``, both sides jitted, and in float64 ``jax.grad``'s place is
-    taken once more by central differences, so that an ``f`` with a derivative rule of its own
-    cannot vouch for itself.
-
-    Args:
-        f: a function of ``args`` to a real number.
-        gradient: ``gradient(*args)``, as ``jax.grad(f, argnums)`` would give it.
-        *args: where to compare, arrays or trees of arrays.
-        argnums: by which of the arguments.
-        title: what the report is called; by default the name of ``f``.
-
-    Returns:
-        A :class:`Report`.
-
-    Raises:
-        TypeError: as ``jax.grad``, when an argument is not of floats or f not a real number.
-
-    >>> import jax.numpy as jnp
-    >>> from funcprop import check_gradient
-    >>> x = jnp.array([1.0, 2.0])
-    >>> check_gradient(lambda x: jnp.sum(x**2), lambda x: 2 * x, x).ok
-    True
-    >>> check_gradient(lambda x: jnp.sum(x**2), lambda x: x, x).ok
-    False
-    """
-    args = jax.tree.map(jnp.asarray, args)
-    title = title or str(getattr(f, "__name__", "f"))
-    report = compare(
-        gradient, jax.grad(f, argnums), *args, names=("manual", "jax.grad"), title=title
-    )
-    if report.problems:
-        return report
-    numbers = (argnums,) if isinstance(argnums, int) else argnums
-    with jax.enable_x64(True):
-        wide = _cast(args, np.float64)
-
-        def of_chosen(chosen):
-            replaced = list(wide)
-            for number, value in zip(numbers, chosen, strict=True):
-                replaced[number] = value
-            return f(*replaced)
-
-        chosen = tuple(wide[number] for number in numbers)
-        slopes, rejected = central_differences(of_chosen, chosen)
-        manual = jax.jit(gradient)(*wide)
-        manual = (manual,) if isinstance(argnums, int) else tuple(manual)
-        leaves, wholes, notes = _by_differences(manual, slopes, rejected)
-    return report._replace(
-        leaves=report.leaves + leaves, wholes=report.wholes + wholes, problems=notes
-    )
+        return with_findings(
+            report,
+            ours,
+            truth,
+            sizes,
+            value=value,
+            point=point,
+            inputs=inputs,
+            again=again,
+            tolerance=tolerance,
+        )
 
 
 # ------------------------------------------------------------------------------ pieces
 
 
-def _sides(layer, params, x, key):
-    """(hand-written, automatic): functions of (params, floats of x, delta) to a dict of both."""
+def both_sides(layer):
+    """(hand-written, automatic), jitted: of (params, floats of x, delta, the rest of x, key)."""
 
-    def manual(params, floats, delta):
-        _, residuals = layer.forward(params, with_floats(x, floats), key)
+    def manual(params, floats, delta, rest, key):
+        _, residuals = layer.forward(params, _joined(floats, rest), key)
         delta_x, grads = layer.backward(params, residuals, delta, gradient)
         return {"params": grads, "x": floats_of(delta_x)}
 
-    def automatic(params, floats, delta):
+    def automatic(params, floats, delta, rest, key):
         def apply(params, floats):
-            return floats_of(layer.apply(params, with_floats(x, floats), key))
+            return floats_of(layer.apply(params, _joined(floats, rest), key))
 
         _, pullback = jax.vjp(apply, params, floats)
         grads, delta_x = pullback(floats_of(delta))
@@ -178,76 +180,63 @@ def _sides(layer, params, x, key):
     return jax.jit(manual), jax.jit(automatic)
 
 
-def _judged(layer, manual, exact, x, key, analytic):
-    """Float64 against an oracle that knows no derivative."""
-    params, floats, delta = exact
+def _joined(floats, rest):
+    """x from its floats and its other leaves, each with ``None`` in the other's places."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def _value(layer, params, x, delta, key):
+    """Σ y δ as a function of the point, whose gradient the backward pass gives."""
 
     def value(point):
-        y = layer.apply(point["params"], with_floats(x, point["x"]), key)
+        y = layer.apply(with_floats(params, point["params"]), with_floats(x, point["x"]), key)
         terms = jax.tree.map(
-            lambda a, d: jnp.sum(a * d.astype(a.dtype)), floats_of(y), floats_of(delta)
+            lambda a, d: jnp.sum(a * jnp.asarray(d).astype(a.dtype)), floats_of(y), floats_of(delta)
         )
         return sum(jax.tree.leaves(terms))
 
-    point = {"params": params, "x": floats}
-    if not analytic:
-        slopes, rejected = central_differences(lambda p: jnp.real(value(p)), point)
-        return _by_differences(manual, slopes, rejected)
-    slopes = complex_step(value, point)
-    return (*_bounded(_pairs(manual, slopes), "complex step", 1e-11), ())
+    return value
 
 
-def _by_differences(manual, slopes, rejected):
-    """Manual against central differences, the rejected coordinates left out of both."""
-    names = [name for name, _, _ in _pairs(manual, slopes)]
-    pairs, lost, count = [], 0, 0
-    for name, ours, theirs, bad in zip(
-        names, *(jax.tree.leaves(tree) for tree in (manual, slopes, rejected)), strict=True
-    ):
-        bad = np.asarray(bad)
-        lost, count = lost + int(bad.sum()), count + bad.size
-        pairs.append((name, np.where(bad, 0, ours), np.where(bad, 0, theirs)))
-    scale = max((float(np.abs(b).max()) for _, _, b in pairs if b.size), default=0.0)
-    # Differences know a leaf to about eps/h of the whole: a leaf far below that has no scale.
-    pairs = [pair for pair in pairs if _visible(pair, scale)]
-    notes: tuple[str, ...] = ()
-    if count and lost > count // 2:
-        notes = (f"{lost} of {count} coordinates lie at a kink; too few are left to judge by",)
-    return (*_bounded(pairs, "central differences", 1e-6), notes)
+def _far(sides, given, dtype):
+    """Whether the manual side is finite where the other one is, at x = 0 and far out."""
+    if dtype == "float16":  # whose largest number is near
+        return ()
+    params, floats, *others = given
+    for scale in FAR:
+        far = jax.tree.map(lambda leaf, scale=scale: (leaf * scale).astype(leaf.dtype), floats)
+        ours, theirs = (side(params, far, *others) for side in sides)
+        bad = [
+            name for name, a, b in pairs(ours, theirs) if np.any(np.isfinite(b) & ~np.isfinite(a))
+        ]
+        if bad:
+            where = "x = 0" if not scale else f"{scale:g} times this x"
+            return (f"at {where} {', '.join(bad)} is not finite, and in jax.vjp it is",)
+    return ()
 
 
-def _visible(pair, scale):
-    _, ours, theirs = pair
-    return ours.size and max(np.abs(ours).max() / 10, np.abs(theirs).max()) > 1e-6 * scale
+def _same(a, b):
+    return all(np.array_equal(x, y, equal_nan=True) for _, x, y in pairs(a, b))
 
 
-def _bounded(
-    pairs: list[tuple[str, Any, Any]], against: str, relative: float
-) -> tuple[tuple[Difference, ...], tuple[Difference, ...]]:
-    bound = relative / EPS64
-    leaves = tuple(
-        difference(n, a, b, against=against, bound=bound, eps=EPS64) for n, a, b in pairs
-    )
-    whole = (whole_difference(pairs, against=against, bound=bound, eps=EPS64),) if pairs else ()
-    return leaves, whole
-
-
-def _against_truth(manual, automatic, truth):
-    """The error against a float64 truth: at most 4 times that of jax.vjp, and 4 eps."""
-    ours, theirs = _pairs(manual, truth), _pairs(automatic, truth)
-    if not ours:
-        return (), (), ()
-    own = whole_difference(theirs, against="float64")
-    bound = 4 * own.l2_eps + 4
-    return (), (whole_difference(ours, against="float64", bound=bound),), ()
+def _shapes(given):
+    """The arrays' names and shapes, for the factors that may come from them."""
+    params, floats, *_ = given
+    found = {}
+    for name, tree in (("x", floats), ("params", params)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[f"{name}{jax.tree_util.keystr(path)}"] = np.shape(leaf)
+    return found
 
 
 def _linearity(manual, given, result):
     """Law 2: backward(2 δ) = 2 backward(δ), exactly, since 2 is a power of two; no offset."""
-    params, floats, delta = given
-    doubled = manual(params, floats, _doubled(delta))
-    pairs = _pairs(doubled, _doubled(result))
-    wrong = [name for name, a, b in pairs if not np.array_equal(a, b, equal_nan=True)]
+    params, floats, delta, *others = given
+    doubled = manual(params, floats, _doubled(delta), *others)
+    both = pairs(doubled, _doubled(result))
+    wrong = [name for name, a, b in both if not np.array_equal(a, b, equal_nan=True)]
     if wrong:
         return (f"backward is not linear in delta: doubling it does not double {', '.join(wrong)}",)
     return ()
@@ -255,21 +244,6 @@ def _linearity(manual, given, result):
 
 def _doubled(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: np.add(leaf, leaf), tree)
-
-
-def _pairs(a: Tree, b: Tree) -> list[tuple[str, Any, Any]]:
-    paths = jax.tree_util.tree_flatten_with_path(a)[0]
-    return [
-        (jax.tree_util.keystr(path), ours, theirs)
-        for (path, ours), theirs in zip(paths, jax.tree.leaves(b), strict=True)
-    ]
-
-
-def _cast(tree: Tree, dtype: Any) -> Tree:
-    """Floats in another dtype, on the host: on the device each shape would be compiled for."""
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf).astype(dtype) if is_inexact(leaf) else leaf, tree
-    )
 
 
 def _draw(draw: np.random.Generator, shape: Any, batch: int) -> Tree:

@@ -6,33 +6,55 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..layer import Layer
+from ..layer import Layer, floats_of, with_floats
 from ..learning.backpropagation import Rule
 from ..losses import Loss, no_parameters
-from ..sweep import value_and_backprop
-from .compare import Report, compare
+from ..sweep import checked_batch, value_and_backprop
+from .compare import compare
+from .judging import cast, with_findings
+from .layers import both_sides, judged
+from .mistakes import named_sizes
+from .parts import by_vjp, taken_apart
+from .report import Finding, Report
 
 Tree = Any
 
 
 def check_model(
-    model: Layer, params: Tree, x: Tree, y: Tree, loss: Loss, *, title: str = "gradient"
+    model: Layer,
+    params: Tree,
+    x: Tree,
+    y: Tree,
+    loss: Loss,
+    *,
+    key: jax.Array | None = None,
+    parts: bool | None = None,
+    title: str = "gradient",
 ) -> Report:
     """Whether a model's hand-written gradient by its parameters is that of ``jax.grad``.
+
+    Where it is not, every layer's backward pass is judged on its own: the model is taken apart,
+    each part gets the input and the delta that the right derivative brings to it, and a fault in
+    ``layers[7]`` is reported there and nowhere else.  What a combinator does between its parts is
+    judged too, with parts whose derivative is that of ``jax.vjp``.
 
     Compare before training: the gradient of a network that fits its data is a sum that cancels to
     nothing, and rounding is all that is left of it on both sides.
 
     Args:
         model: any layer.
-        params: its parameters.
+        params: its parameters; of a loss with parameters the pair (model's, loss's).
         x, y: a batch, with a leading axis of examples.
-        loss: a loss without parameters.
+        loss: the loss.
+        key: for layers that draw random numbers.
+        parts: whether each part is judged; by default where the whole gradient is wrong.
         title: what the report is called.
 
     Returns:
-        A :class:`~funcprop.Report`, a row for each leaf of the parameters.
+        A :class:`~funcprop.Report`, a row for each leaf of the parameters; its ``parts`` are those
+        of the layers, by their places.
 
     Raises:
         LayerError: when shapes, dtypes or values do not fit together.
@@ -46,15 +68,90 @@ def check_model(
     """
     sweep = value_and_backprop(model, loss)
     reference = automatic(model, loss)
-    return compare(
-        lambda params, x, y: sweep(params, x, y)[1],
-        lambda params, x, y: reference.estimate(params, (), x, y, None)[1],
+    report = compare(
+        lambda params, x, y: sweep(params, x, y, key=key)[1],
+        lambda params, x, y: reference.estimate(params, (), x, y, key)[1],
         params,
         x,
         y,
         names=("by hand", "jax.grad"),
         title=title,
     )
+    if parts is None:
+        parts = not report.ok
+    if not parts:
+        return report
+    found = _parts(model, params, x, y, loss, key)
+    report = report._replace(parts=tuple(found))
+    if any(not part.ok for part in found):
+        return report._replace(findings=tuple(f for part in found for f in _placed(part)))
+    return explained(report, model, loss, params, x, y, key, sweep)
+
+
+def explained(report: Report, model, loss, params, x, y, key, sweep) -> Report:
+    """The report of a whole gradient with the mistakes that explain it, judged in float64."""
+    if report.ok:
+        return report
+    reference = automatic(model, loss)
+    with jax.enable_x64(True):
+        params, x, y = (cast(tree, np.float64) for tree in (params, x, y))
+        ours = jax.jit(lambda params: sweep(params, x, y, key=key)[1])(params)
+        due = jax.jit(lambda params: reference.estimate(params, (), x, y, key)[1])(params)
+
+        def value(floats):
+            return reference.estimate(with_floats(params, floats), (), x, y, key)[0]
+
+        shapes = {"x": np.shape(jax.tree.leaves(x)[0])}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            shapes[jax.tree_util.keystr(path)] = np.shape(leaf)
+        report = report._replace(findings=())
+        return with_findings(
+            report, ours, due, named_sizes(shapes), value=value, point=floats_of(params)
+        )
+
+
+def _placed(part: Report) -> list[Finding]:
+    """A part's findings as those of the whole."""
+    return [
+        f._replace(
+            leaves=tuple(f"{part.title} {leaf}" for leaf in f.leaves),
+            statement=f"{part.title}: {f.statement}",
+        )
+        for f in part.findings
+    ]
+
+
+def _parts(model, params, x, y, loss, key) -> list[Report]:
+    """A report for each part and each combinator of the model, and for the loss."""
+    x, size = checked_batch(x, y)
+    own, loss_own = (params, ()) if loss.init is no_parameters else params
+    dtype = jnp.result_type(*(leaf for leaf in jax.tree.leaves(floats_of((params, x)))))
+    with jax.enable_x64(True):
+        own, loss_own, x, y = (cast(tree, np.float64) for tree in (own, loss_own, x, y))
+        prediction = model.apply(own, x, key)
+        share = np.full(size, 1 / size)
+        _, kept = by_vjp(loss).forward(loss_own, (prediction, y))
+        delta = by_vjp(loss).backward(loss_own, kept, share)[0][0]
+        parts = taken_apart(model, own, x, delta, key)
+    found, sides = [], {}
+    for part in parts:
+        title = f"{part.place} {part.layer.name}".strip()
+        if part.whole:
+            title = f"{title}, the parts of which are right"
+        found.append(
+            judged(
+                part.layer, part.params, part.x, part.delta, part.key,
+                dtype=dtype, analytic=False, title=title,
+                sides=sides.setdefault(id(part.layer), both_sides(part.layer)),
+            )
+        )  # fmt: skip
+    title = f"loss {loss.name}"
+    found.append(
+        judged(
+            loss, loss_own, (prediction, y), share, None, dtype=dtype, analytic=False, title=title
+        )
+    )
+    return found
 
 
 def automatic(model: Layer, loss: Loss) -> Rule:

@@ -1,0 +1,113 @@
+"""What the checks have in common: rows against an oracle, and why a gradient is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..layer import is_inexact
+from .compare import difference, whole_difference
+from .diagnosis import diagnose
+from .mistakes import MISTAKES
+from .report import Difference, Finding, Report
+
+Tree = Any
+EPS64 = float(np.finfo(np.float64).eps)
+
+
+def by_differences(manual, slopes, rejected):
+    """Manual against central differences, the rejected coordinates left out of both."""
+    names = [name for name, _, _ in pairs(manual, slopes)]
+    compared, lost, count = [], 0, 0
+    for name, ours, theirs, bad in zip(
+        names, *(jax.tree.leaves(tree) for tree in (manual, slopes, rejected)), strict=True
+    ):
+        bad = np.asarray(bad)
+        lost, count = lost + int(bad.sum()), count + bad.size
+        compared.append((name, np.where(bad, 0, ours), np.where(bad, 0, theirs)))
+    scale = max((float(np.abs(b).max()) for _, _, b in compared if b.size), default=0.0)
+    # Differences know a leaf to about eps/h of the whole: a leaf far below that has no scale.
+    compared = [pair for pair in compared if _visible(pair, scale)]
+    notes: tuple[str, ...] = ()
+    if count and lost > count // 2:
+        notes = (f"{lost} of {count} coordinates lie at a kink; too few are left to judge by",)
+    return (*bounded(compared, "central differences", 1e-6), notes)
+
+
+def _visible(pair, scale):
+    _, ours, theirs = pair
+    return ours.size and max(np.abs(ours).max() / 10, np.abs(theirs).max()) > 1e-6 * scale
+
+
+def bounded(
+    compared: list[tuple[str, Any, Any]], against: str, relative: float
+) -> tuple[tuple[Difference, ...], tuple[Difference, ...]]:
+    bound = relative / EPS64
+    leaves = tuple(
+        difference(n, a, b, against=against, bound=bound, eps=EPS64) for n, a, b in compared
+    )
+    whole = (
+        (whole_difference(compared, against=against, bound=bound, eps=EPS64),) if compared else ()
+    )
+    return leaves, whole
+
+
+def against_truth(manual, automatic, truth):
+    """The error against a float64 truth: at most 4 times that of jax.vjp, and 4 eps."""
+    ours, theirs = pairs(manual, truth), pairs(automatic, truth)
+    if not ours:
+        return (), (), ()
+    own = whole_difference(theirs, against="float64")
+    bound = 4 * own.l2_eps + 4
+    return (), (whole_difference(ours, against="float64", bound=bound),), ()
+
+
+def pairs(a: Tree, b: Tree) -> list[tuple[str, Any, Any]]:
+    paths = jax.tree_util.tree_flatten_with_path(a)[0]
+    return [
+        (jax.tree_util.keystr(path), ours, theirs)
+        for (path, ours), theirs in zip(paths, jax.tree.leaves(b), strict=True)
+    ]
+
+
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """Floats in another dtype, on the host: on the device each shape would be compiled for."""
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf).astype(dtype) if is_inexact(leaf) else leaf, tree
+    )
+
+
+def with_findings(
+    report: Report,
+    ours: Tree,
+    due: Tree,
+    sizes: dict[str, int],
+    *,
+    value: Callable[[Tree], Any] | None = None,
+    point: Tree = None,
+    inputs: Tree = None,
+    again: Callable[[Tree], Any] | None = None,
+    tolerance: float = 1e-9,
+) -> Report:
+    """A report that fails, with the mistakes that explain it.
+
+    Args:
+        report: the report so far.
+        ours, due: the two gradients in float64, from the best oracle.
+        sizes, value, point, inputs, again, tolerance: as of :func:`diagnose`.
+    """
+    if report.ok:
+        return report
+    found = diagnose(pairs(ours, due), sizes, value=value, point=point, tolerance=tolerance)
+    wrong = report.wrong
+    if not found and wrong:
+        statement = f"{', '.join(wrong)}: right in float64, off in {report.leaves[0].dtype}"
+        found = (finding("low precision", statement, wrong),)
+    return report._replace(findings=found)
+
+
+def finding(kind: str, statement: str, leaves: tuple[str, ...] = ()) -> Finding:
+    return Finding(kind, leaves, statement, MISTAKES[kind])

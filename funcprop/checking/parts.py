@@ -1,0 +1,128 @@
+"""A model taken apart: what goes into each of its layers, forward and back, in one sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from ..layer import Layer, cotangent_of, delta_of, floats_of, gradient, with_floats
+
+Tree = Any
+
+
+class Part(NamedTuple):
+    """A layer of a model, with what it met there.
+
+    Attributes:
+        place: as errors name it, "layers[2]"; "" for the model itself.
+        layer: the layer, its own parts replaced by ones that ``jax.vjp`` takes back.
+        params, x, delta, key: of its forward and backward pass.
+        whole: whether it is made of parts, whose own backward passes it does not use.
+    """
+
+    place: str
+    layer: Layer
+    params: Tree
+    x: Tree
+    delta: Tree
+    key: Any
+    whole: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class _Record:
+    """What a layer met; ``mark`` gets an axis in front for each repetition around it."""
+
+    met: Tree
+    mark: Any
+    inside: Tree
+    number: int = dataclasses.field(metadata={"static": True})
+
+
+def taken_apart(model: Layer, params: Tree, x: Tree, delta: Tree, key: Any) -> list[Part]:
+    """The model's parts, innermost ones last; delta is carried by ``jax.vjp``, not by them."""
+    places: list[tuple[str, Layer, bool]] = []
+    watched = _watched(model, "", places)
+
+    def sweep(params, floats, delta):
+        _, residuals = watched.forward(params, with_floats(x, floats), key)
+        return watched.backward(params, residuals, delta, gradient)[1]
+
+    tree = jax.jit(sweep)(params, floats_of(x), delta)
+    parts: list[Part] = []
+    _collect(tree, places, parts)
+    return sorted(parts, key=lambda part: part.place)
+
+
+def _watched(layer: Layer, place: str, places: list) -> Layer:
+    """The layer with a memory; its delta comes from ``jax.vjp``."""
+    number = len(places)
+    trusted, inner = layer, None
+    places.append(None)
+    if layer.rebuild is not None and layer.name != "share":
+        several = len(layer.parts) > 1 or layer.name in ("serial", "parallel")
+        inside = [
+            f"{place}.layers[{i}]" if several else f"{place}.{layer.name}"
+            for i in range(len(layer.parts))
+        ]
+        inner = layer.rebuild(
+            tuple(_watched(part, p, places) for part, p in zip(layer.parts, inside, strict=True))
+        )
+        trusted = layer.rebuild(tuple(map(by_vjp, layer.parts)))
+    places[number] = (place.removeprefix("."), trusted, inner is not None)
+
+    def forward(params, x, key=None):
+        kept = inner.forward(params, x, key)[1] if inner is not None else None
+        return layer.apply(params, x, key), (params, x, key, kept)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        params, x, key, kept = residuals
+        inside = inner.backward(params, kept, delta, statistic)[1] if inner is not None else None
+        met = {"params": params, "x": x, "delta": delta, "key": key}
+        delta_x, _ = by_vjp(layer).backward(params, (params, x, key), delta)
+        return delta_x, _Record(met, jax.numpy.zeros(()), inside, number)
+
+    return Layer(layer.init, forward, backward, layer.name)
+
+
+def by_vjp(layer: Layer) -> Layer:
+    """The layer with the pullback of ``jax.vjp`` as its backward pass."""
+
+    def forward(params, x, key=None):
+        return layer.apply(params, x, key), (params, x, key)
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        _, x, key = residuals
+
+        def apply(params, floats):
+            return layer.apply(params, with_floats(x, floats), key)
+
+        y, pullback = jax.vjp(apply, weights, floats_of(x))
+        grads, delta_x = pullback(cotangent_of(y, delta))
+        return delta_x, delta_of(grads)
+
+    return Layer(layer.init, forward, backward, layer.name)
+
+
+def _collect(tree: Tree, places: list, parts: list[Part]) -> None:
+    records = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, _Record))
+    for record in records:
+        if not isinstance(record, _Record):
+            continue
+        place, layer, whole = places[record.number]
+        times = record.mark.shape
+        for index in _indices(times):
+            met = jax.tree.map(lambda leaf, index=index: leaf[index], record.met)
+            at = "".join(f"[{i}]" for i in index)
+            parts.append(Part(f"{place}{at}", layer, **met, whole=whole))
+        _collect(record.inside, places, parts)
+
+
+def _indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = [()]
+    for size in shape:
+        found = [(*index, i) for index in found for i in range(size)]
+    return found
