@@ -12,6 +12,7 @@ from .checking.models import check_model as check_model
 from .checking.report import Difference as Difference
 from .checking.report import Finding as Finding
 from .checking.report import Report as Report
+from .checking.rules import check_rule as check_rule
 from .combinators import fork as fork
 from .combinators import on as on
 from .combinators import parallel as parallel

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import itertools
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
-import numpy as np
-
-from . import __version__, runs, trained
-from .checking import catalogue
-from .checking.layers import check_layer
-from .checking.report import Report
+from . import __version__, checks, runs, trained
 from .datasets import DataError
 from .layer import LayerError
-from .trained import CommandError, writing
-
-DTYPES = ("float64", "float32", "bfloat16")
+from .trained import CommandError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,14 +168,32 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_check)
+    parser.set_defaults(run=checks.check)
+    parser.add_argument(
+        "target",
+        nargs="?",
+        metavar="TARGET",
+        help="your own code in the place of the library's: path/to/file.py:NAME or module:NAME, a "
+        "layer, a loss, a function without arguments that makes one, or a pair (function, "
+        "gradient)",
+    )
+    parser.add_argument(
+        "--shape",
+        metavar="SHAPE",
+        help="of TARGET's input: of a layer's one example without its batch axis, 8x8x3; several "
+        "entries, or arguments of a function, with commas, and a dtype behind a colon: "
+        "10x4,10:bool. A scalar is 1 number: scalar",
+    )
+    parser.add_argument(
+        "--html", metavar="FILE", help="write TARGET's reports there, as one page with pictures"
+    )
     parser.add_argument(
         "--dtype",
         nargs="+",
-        choices=DTYPES,
-        default=DTYPES,
+        choices=checks.DTYPES,
+        default=checks.DTYPES,
         metavar="DTYPE",
-        help=f"{_listed(DTYPES)}. Default: all three",
+        help=f"{_listed(checks.DTYPES)}. Default: all three",
     )
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="only these cases; * stands for any text"
@@ -220,90 +225,3 @@ def _positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number
-
-
-# -------------------------------------------------------------------------------- check
-
-
-def _check(args: argparse.Namespace) -> int:
-    """Every case in every dtype, a line each."""
-    cases = catalogue.CASES
-    for pattern in args.only or ():
-        if not any(fnmatch.fnmatchcase(case.name, pattern) for case in cases):
-            names = "; ".join(case.name for case in cases)
-            raise CommandError(f"there is no case {pattern!r}; there are: {names}")
-    if args.only:
-        cases = tuple(c for c in cases if any(fnmatch.fnmatchcase(c.name, p) for p in args.only))
-    width = max(len(case.name) for case in cases)
-    print(
-        f"{'case':<{width}}  {'kind':<10}  {'dtype':<8}  {'whole eps':>9}  {'leaf eps':>8}  "
-        f"{'oracle':<19}  {'difference':>10}  verdict"
-    )
-    results = []
-    # Nearly all of the time goes into compiling, which runs beside other threads.
-    with ThreadPoolExecutor() as threads:
-        for result, problem in threads.map(
-            _checked, *zip(*itertools.product(cases, args.dtype), strict=True)
-        ):
-            results.append(result)
-            difference = result["oracle_difference"]
-            print(
-                f"{result['name']:<{width}}  {result['kind']:<10}  {result['dtype']:<8}  "
-                f"{_number(result['whole_eps']):>9}  {_number(result['leaf_eps']):>8}  "
-                f"{result['oracle'] or '-':<19}  {_number(difference, '.1e'):>10}  "
-                f"{'ok' if result['ok'] else f'FAILED  {problem}'}".rstrip(),
-                flush=True,
-            )
-    failed = sum(not result["ok"] for result in results)
-    total = f"{len(results)} check{'s' * (len(results) > 1)}"
-    print(f"{total}, {f'{failed} failed' if failed else 'all ok'}")
-    if args.json is not None:
-        with writing(Path(args.json)):
-            Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 1 if failed else 0
-
-
-def _checked(case: catalogue.Case, dtype: str) -> tuple[dict[str, Any], str]:
-    """What a check found, and the first thing that is wrong."""
-    kind = "layer"
-    if case in catalogue.ACTIVATIONS:
-        kind = "activation"
-    elif case in catalogue.LOSSES:
-        kind = "loss"
-    result: dict[str, Any] = {"name": case.name, "kind": kind, "dtype": dtype}
-    try:
-        x = case.draw(np.random.default_rng(7))
-        report = check_layer(case.layer, x=x, dtype=dtype, analytic=case.analytic, title=case.name)
-    except Exception as error:  # a broken layer may raise anything, and the others are still due
-        nothing = dict.fromkeys(("whole_eps", "leaf_eps", "oracle", "oracle_difference"))
-        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return {**result, **nothing, "ok": False}, line[:200]
-    oracle, difference = _oracle(report)
-    result |= {
-        "whole_eps": report.worst_whole,
-        "leaf_eps": report.worst_leaf,
-        "oracle": oracle,
-        "oracle_difference": difference,
-        "ok": report.ok,
-    }
-    return result, _problem(report)
-
-
-def _oracle(report: Report) -> tuple[str | None, float | None]:
-    """Which oracle judged the float64 gradient, and the largest relative difference from it."""
-    rows = [row for row in report.leaves if row.against in ("complex step", "central differences")]
-    if not rows:
-        return None, None
-    eps = float(jax.numpy.finfo("float64").eps)
-    return rows[0].against, max(row.max_eps for row in rows) * eps
-
-
-def _problem(report: Report) -> str:
-    if report.problems:
-        return report.problems[0]
-    bad = [row for row in (*report.leaves, *report.wholes) if not row.ok]
-    return f"{bad[0].path} differs from {bad[0].against}" if bad else ""
-
-
-def _number(value: float | None, form: str = ".3g") -> str:
-    return "-" if value is None else format(value, form)

@@ -1192,8 +1192,8 @@ RECURRENT = (
         "gru(3)", SHORT, "x.w x.b h.w h.b x.0", "mask ignored", into="layers/gru",
     ),
     around(
-        "gru: a flat tree", "gru", "x.w x.b h.w h.b", "structure",
-        params=lambda g: {**{f"x{k}": v for k, v in g["x"].items()}, **g["h"]},
+        "gru: delta of x summed over the batch", "gru", "x.0", "structure",
+        x=lambda d: (d[0].sum(0), *d[1:]),
     ),
     edit(
         "reverse: not turned back",

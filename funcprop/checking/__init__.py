@@ -10,6 +10,11 @@ from .models import automatic as automatic
 from .models import check_model as check_model
 from .oracles import central_differences as central_differences
 from .oracles import complex_step as complex_step
+from .page import write_html as write_html
 from .report import Difference as Difference
 from .report import Finding as Finding
 from .report import Report as Report
+from .rules import Diverged as Diverged
+from .rules import check_rule as check_rule
+from .rules import replay as replay
+from .rules import watch as watch

@@ -63,7 +63,7 @@ def compare(
         manual, automatic = jax.jit(manual)(*args), jax.jit(automatic)(*args)
     elif args:
         raise TypeError("compare takes further arguments only with two functions")
-    findings, pairs = _paired(manual, automatic, names)
+    findings, pairs = paired(manual, automatic, names)
     problems = tuple(found.statement for found in findings)
     leaves = tuple(
         difference(path, a, b, bound=leaf_bound, against=names[1]) for path, a, b in pairs
@@ -150,7 +150,7 @@ def whole_difference(
     return found._replace(dtype=str(dtype))
 
 
-def _paired(
+def paired(
     manual: Tree, automatic: Tree, names: tuple[str, str]
 ) -> tuple[tuple[Finding, ...], list[tuple[str, Any, Any]]]:
     """What differs in structure, shape or dtype, and the pairs of leaves that can be compared."""
@@ -187,9 +187,11 @@ def _paired(
 
 
 def _arrays(pairs: list[tuple[str, Any, Any]]) -> tuple[tuple[str, np.ndarray, np.ndarray], ...]:
-    return tuple(
-        (name, *(np.asarray(v).astype(np.float64) for v in (a, b))) for name, a, b in pairs
-    )
+    return tuple([(name, _wide(ours), _wide(theirs)) for name, ours, theirs in pairs])
+
+
+def _wide(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf).astype(np.float64)
 
 
 def _eps(dtype: Any) -> float:

@@ -15,7 +15,7 @@ from .rewiring import Rewired, rewired
 
 Tree = Any
 Pair = tuple[str, np.ndarray, np.ndarray]
-MOST_PAIRS = 2_000
+MOST_PAIRS = 500
 PLAIN = 2  # explanations of at most this rank need no other beside them
 
 

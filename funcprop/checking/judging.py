@@ -101,7 +101,15 @@ def with_findings(
     """
     if report.ok:
         return report
-    found = diagnose(pairs(ours, due), sizes, value=value, point=point, tolerance=tolerance)
+    found = diagnose(
+        pairs(ours, due),
+        sizes,
+        value=value,
+        point=point,
+        inputs=inputs,
+        again=again,
+        tolerance=tolerance,
+    )
     wrong = report.wrong
     if not found and wrong:
         statement = f"{', '.join(wrong)}: right in float64, off in {report.leaves[0].dtype}"

@@ -133,11 +133,12 @@ def _parts(model, params, x, y, loss, key) -> list[Report]:
         _, kept = by_vjp(loss).forward(loss_own, (prediction, y))
         delta = by_vjp(loss).backward(loss_own, kept, share)[0][0]
         parts = taken_apart(model, own, x, delta, key)
-    found, sides = [], {}
+    found: list[Report] = []
+    sides: dict[int, Any] = {}
     for part in parts:
         title = f"{part.place} {part.layer.name}".strip()
         if part.whole:
-            title = f"{title}, the parts of which are right"
+            title = f"{title}, between its parts"
         found.append(
             judged(
                 part.layer, part.params, part.x, part.delta, part.key,

@@ -31,7 +31,7 @@ try:  # the lines of the operations, which jax keeps to itself
     from jax._src.source_info_util import user_context
 except ImportError:  # an explanation without its line is one still
 
-    def user_context(traceback):
+    def user_context(traceback):  # type: ignore[no-redef]
         return contextlib.nullcontext()
 
 
@@ -276,13 +276,15 @@ def _product_knobs(eqn, operands, place, spots):
             spots.add((place, k, "mask"), "mask", "the factor is left out", eqn)
     elif name in ("dot_general", "conv_general_dilated"):
         for k in operands:
+            if name == "dot_general" and len(eqn.invars[1 - k].aval.shape) > 3:
+                continue
             for n, (what, _) in enumerate(_turned(eqn.invars[1 - k].aval.shape)):
                 spots.add((place, k, n), "operand", f"the other factor {what}", eqn)
 
 
 def _turned(shape: tuple[int, ...]) -> list[tuple[str, Callable]]:
     """What can be mistaken for an array of this shape: itself shifted, reversed, transposed."""
-    found = []
+    found: list[tuple[str, Callable]] = []
     for axis, size in enumerate(shape):
         if size > 1:
             for step in (1, -1):
@@ -509,7 +511,7 @@ def _other_slopes(jaxpr, block, env, y, place, spots, knobs):
             if not isinstance(v, Literal):
                 return inner[v]
             if is_inexact(v.aval) and np.ndim(v.val) == 0 and float(v.val) in swap:
-                return jnp.asarray(swap[float(v.val)], v.aval.dtype)
+                return jnp.asarray(swap[float(v.val)], jnp.result_type(v.val))
             return v.val
 
         for i in block.eqns:
