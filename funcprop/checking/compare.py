@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,7 +61,8 @@ def compare(
     if callable(manual) != callable(automatic):
         raise TypeError("compare takes two trees, or two functions and their arguments")
     if callable(manual):
-        manual, automatic = jax.jit(manual)(*args), jax.jit(automatic)(*args)
+        sides = jax.jit(manual), jax.jit(automatic)
+        manual, automatic = retried(lambda: [side(*args) for side in sides])
     elif args:
         raise TypeError("compare takes further arguments only with two functions")
     findings, pairs = paired(manual, automatic, names)
@@ -74,6 +76,21 @@ def compare(
         return report
     tolerance = 1e3 * max((_eps(jnp.result_type(b)) for _, _, b in pairs), default=0.0)
     return report._replace(findings=diagnose(report.pairs, {}, tolerance=tolerance))
+
+
+def retried(check: Callable[[], Any]) -> Any:
+    """The result of a check, tried once more without JAX's caches where they are in its way.
+
+    JAX keeps the first width in which it has met a closed-over NumPy constant of 64 bits, and then
+    cannot compile the other one.
+    """
+    try:
+        return check()
+    except ValueError as error:
+        if "verifier errors" not in str(error):
+            raise
+    jax.clear_caches()
+    return check()
 
 
 def difference(

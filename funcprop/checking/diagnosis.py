@@ -16,6 +16,11 @@ from .rewiring import Rewired, rewired
 Tree = Any
 Pair = tuple[str, np.ndarray, np.ndarray]
 MOST_PAIRS = 500
+WORDS = (
+    (0.0, "missing term", "are missing"),
+    (2.0, "counted twice", "are counted twice"),
+    (-1.0, "sign", "have the other sign"),
+)
 PLAIN = 2  # explanations of at most this rank need no other beside them
 
 
@@ -102,21 +107,30 @@ def _swapped(pairs, wrong, tolerance) -> list[_Explained]:
 def _turned(pairs, wrong, inputs, again, tolerance) -> list[_Explained]:
     """The gradient that is due where one of its inputs is moved or turned."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(inputs)
+
+    def same_as(due, kind, text):
+        same = frozenset(
+            i for i in wrong if not _is_wrong(pairs[i][1], np.asarray(due[i]), 1e2 * tolerance)
+        )
+        return [_Explained(3, same, Seen(3, kind, text))] if same else []
+
     found = []
+    for one, two in itertools.combinations(range(len(leaves)), 2):
+        a, b = leaves[one][1], leaves[two][1]
+        if np.shape(a) == np.shape(b) and np.size(a) > 1:
+            values = [leaf for _, leaf in leaves]
+            values[one], values[two] = b, a
+            names = (jax.tree_util.keystr(leaves[k][0]) for k in (one, two))
+            text = f"{' and '.join(names)} are taken for one another"
+            found += same_as(again(jax.tree.unflatten(structure, values)), "transpose", text)
     for k, (path, leaf) in enumerate(leaves):
         leaf = np.asarray(leaf)
         if leaf.size < 2 or not np.issubdtype(leaf.dtype, np.floating):
             continue
         for kind, word, other in turned(leaf):
             values = [other if n == k else old for n, (_, old) in enumerate(leaves)]
-            due = again(jax.tree.unflatten(structure, values))
-            same = frozenset(
-                i for i in wrong if not _is_wrong(pairs[i][1], np.asarray(due[i]), 1e2 * tolerance)
-            )
-            if same:
-                name = jax.tree_util.keystr(path)
-                mistake = Seen(3, kind, f"{name} is {word} where its derivative is taken")
-                found.append(_Explained(3, same, mistake))
+            text = f"{jax.tree_util.keystr(path)} is {word} where its derivative is taken"
+            found += same_as(again(jax.tree.unflatten(structure, values)), kind, text)
     return found
 
 
@@ -210,24 +224,23 @@ def _two_paths(pairs, wrong, changes: Rewired, tolerance) -> list[_Explained]:
     couples = list(itertools.combinations(paths, 2))
     if not couples or len(couples) > MOST_PAIRS:
         return []
-    rows = np.zeros((2, len(couples), len(changes.changes)))
+    rows = np.zeros((len(WORDS), len(couples), len(changes.changes)))
     for k, couple in enumerate(couples):
-        rows[:, k, list(couple)] = [[-1], [1]]
+        rows[:, k, list(couple)] = [[factor - 1] for factor, _, _ in WORDS]
     ends = np.cumsum([a.size for _, a, _ in pairs])
     found = []
     for n, row in enumerate(changes.at(rows.reshape(-1, rows.shape[-1]))):
         a, b = couples[n % len(couples)]
-        twice = n >= len(couples)
+        factor, kind, word = WORDS[n // len(couples)]
         leaves = np.split(row, ends[:-1])
         same = frozenset(
             i for i in wrong if not _is_wrong(pairs[i][1].ravel(), leaves[i], 1e2 * tolerance)
         )
         if same:
             one, two = changes.changes[a], changes.changes[b]
-            word, kind = ("counted twice",) * 2 if twice else ("missing", "missing term")
-            text = f"the terms through {one.what} and {two.what} are {word}"
+            text = f"the terms through {one.what} and {two.what} {word}"
             line = f"{one.line}; {two.line}"
-            mistake = Seen(4, kind, text, 2.0 if twice else 0.0)
+            mistake = Seen(4, kind, text, factor)
             found.append(_Explained(4, same, mistake, line))
     return found
 
@@ -249,6 +262,9 @@ def _named(change, c: float, rest: float, sizes) -> Seen:
     if change.kind == "mask":
         kind = "mask ignored" if "selection" in change.what else "factor"
         return Seen(2, kind, f"on the way back {change.what}", None, rest)
+    if change.kind in ("next", "place"):
+        kind = "off by one" if change.kind == "next" else "wrong place"
+        return Seen(3, kind, f"in a product {change.what} was taken", None, rest)
     if change.kind == "operand":
         kind = "off by one" if "shifted" in change.what else "transpose"
         return Seen(2, kind, f"in a product {change.what} was taken", None, rest)

@@ -9,13 +9,19 @@ import jax
 import numpy as np
 
 from ..layer import is_inexact
-from .compare import difference, whole_difference
+from .compare import difference, retried, whole_difference
 from .diagnosis import diagnose
 from .mistakes import MISTAKES
 from .report import Difference, Finding, Report
 
 Tree = Any
 EPS64 = float(np.finfo(np.float64).eps)
+
+
+def in_float64(check: Callable[[], Any]) -> Any:
+    """The result of a check with 64 bits enabled."""
+    with jax.enable_x64(True):
+        return retried(check)
 
 
 def by_differences(manual, slopes, rejected):

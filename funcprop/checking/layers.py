@@ -10,7 +10,16 @@ import numpy as np
 
 from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_shape, with_floats
 from .compare import compare
-from .judging import against_truth, bounded, by_differences, cast, finding, pairs, with_findings
+from .judging import (
+    against_truth,
+    bounded,
+    by_differences,
+    cast,
+    finding,
+    in_float64,
+    pairs,
+    with_findings,
+)
 from .mistakes import named_sizes
 from .oracles import central_differences, complex_step
 from .report import Report
@@ -95,9 +104,12 @@ def judged(
 
     ``sides`` are those of :func:`both_sides`, where the layer stands in several places.
     """
-    with jax.enable_x64(True):
+
+    came = params, x, delta
+
+    def check():
         # The same numbers serve every dtype: those of the working one, exactly.
-        params, x, delta = (cast(cast(tree, dtype), np.float64) for tree in (params, x, delta))
+        params, x, delta = (cast(cast(tree, dtype), np.float64) for tree in came)
         point = {"params": floats_of(params), "x": floats_of(x)}
         others = jax.tree.map(lambda leaf: None if is_inexact(leaf) else leaf, x), key
         manually, automatically = sides or both_sides(layer)
@@ -126,8 +138,8 @@ def judged(
         report = report._replace(problems=(*nonlinear, *infinite, *notes))
         if report.ok:
             return report
-        again = both_sides(layer)[0](*given)
-        if not _same(again, manual):
+        second = both_sides(layer)[0](*given)
+        if not _same(second, manual):
             statement = "called twice with the same arguments, it gives two results"
             return report._replace(findings=(finding("not deterministic", statement),))
         if nonlinear:
@@ -156,6 +168,8 @@ def judged(
             again=again,
             tolerance=tolerance,
         )
+
+    return in_float64(check)
 
 
 # ------------------------------------------------------------------------------ pieces

@@ -37,6 +37,7 @@ except ImportError:  # an explanation without its line is one still
 
 Tree = Any
 MOST = 4_000  # how many changes are tried at most
+MOST_BEFORE = 4
 NUMBERS = 40_000_000  # and how many numbers they may hold
 
 
@@ -74,7 +75,7 @@ class Rewired(NamedTuple):
 
 
 def rewired(
-    value: Callable[[Tree], jax.Array], point: Tree, slopes: bool = False, opened: bool = True
+    value: Callable[[Tree], jax.Array], point: Tree, slopes: bool = False, openly: bool = True
 ) -> Rewired:
     """All single changes of the gradient of ``value`` at ``point``, a tree of float64 arrays.
 
@@ -83,11 +84,11 @@ def rewired(
         point: where.
         slopes: whether derivatives of nonlinearities are what changes; else the paths, masks and
             operands of products are.
-        opened: whether functions with a derivative rule of their own are opened, and their rule
+        openly: whether functions with a derivative rule of their own are opened, and their rule
             not used.
     """
     leaves, structure = jax.tree.flatten(point)
-    flat = jax.make_jaxpr(_inlined(value, structure, opened))(*leaves)
+    flat = jax.make_jaxpr(_inlined(value, structure, openly))(*leaves)
     spots = _Spots(slopes)
     _visit(flat.jaxpr, [True] * len(leaves), (), spots)
     changes = spots.changes[:MOST]
@@ -123,6 +124,16 @@ def rewired(
         return jax.device_get(several(rows, *leaves))
 
     return Rewired(g, changes, effects, at)
+
+
+def opened(value: Callable[[Tree], jax.Array]) -> Callable[[Tree], jax.Array]:
+    """``value`` without the derivative rules that functions in it bring along."""
+
+    def of(point):
+        leaves, structure = jax.tree.flatten(point)
+        return _inlined(value, structure, True)(*leaves)
+
+    return of
 
 
 # ------------------------------------------------------------------------ what a knob does
@@ -170,6 +181,7 @@ SMOOTH = {
     "integer_pow", "pow", "sin", "cos", "square", "cbrt", "div", "max", "min", "abs", "sign",
     "select_n", "clamp",
 }  # fmt: skip
+SQUASHING = {"tanh", "logistic", "erf", "custom_jvp_call"}
 FLAT = {"stop_gradient", "sign", "floor", "ceil", "round"}
 PLAIN = {"div", "rsqrt", "sqrt", "integer_pow", "pow", "square", "exp", "log", "abs", "select_n"}
 ELEMENTWISE = SMOOTH | {
@@ -185,6 +197,7 @@ class _Spots:
         self.slopes = slopes
         self.at: dict[tuple, int] = {}
         self.changes: list[Change] = []
+        self.others: dict[tuple, list[tuple[str, Any]]] = {}
         self.blocks: dict[tuple, dict[int, _Block]] = {}
 
     def add(self, key: tuple, kind: str, what: str, eqn: Any) -> None:
@@ -192,9 +205,9 @@ class _Spots:
         self.changes.append(Change(kind, what, _line(eqn)))
 
 
-def _inlined(value, structure, opened):
+def _inlined(value, structure, openly):
     """``value`` of the leaves, traced with the calls in it opened."""
-    calls = CALLS | RULES if opened else CALLS
+    calls = CALLS | RULES if openly else CALLS
 
     def of(*leaves):
         closed = jax.make_jaxpr(lambda *leaves: value(jax.tree.unflatten(structure, leaves)))(
@@ -205,8 +218,14 @@ def _inlined(value, structure, opened):
     return of
 
 
-def _visit(jaxpr: Any, moving: list[bool], path: tuple, spots: _Spots) -> list[bool]:
-    """Finds the knobs of a jaxpr; ``moving`` says which inputs depend on the point."""
+def _visit(
+    jaxpr: Any, moving: list[bool], path: tuple, spots: _Spots, after: Any = frozenset()
+) -> list[bool]:
+    """Finds the knobs of a jaxpr.
+
+    ``moving`` says which inputs depend on the point, ``after`` are those that a step of a scan
+    hands to the next one.
+    """
     live = dict(zip(jaxpr.invars, moving, strict=True))
     uses: dict[Any, int] = {}
     for eqn in jaxpr.eqns:
@@ -236,7 +255,7 @@ def _visit(jaxpr: Any, moving: list[bool], path: tuple, spots: _Spots) -> list[b
         else:
             out = [bool(operands) and name not in FLAT] * len(eqn.outvars)
             if not spots.slopes:
-                _product_knobs(eqn, operands, place, spots)
+                _product_knobs(eqn, operands, place, spots, _before(jaxpr, i, moves), after)
         for v, m in zip(eqn.outvars, out, strict=True):
             live[v] = m
     for block in _blocks(jaxpr, live) if spots.slopes else ():
@@ -260,38 +279,70 @@ def _visit_scan(eqn, moving, place, spots):
         moving[consts : consts + carry] = [
             a or b for a, b in zip(moving[consts : consts + carry], out[:carry], strict=True)
         ]
-    return _visit(body, moving, place, spots)
+    return _visit(body, moving, place, spots, frozenset(body.invars[consts : consts + carry]))
 
 
-def _product_knobs(eqn, operands, place, spots):
+def _product_knobs(eqn, operands, place, spots, before, after):
     """Changes of products and selections."""
     name = eqn.primitive.name
     if name == "select_n":
         for k in operands:
             if k:
                 spots.add((place, k, "mask"), "mask", "the selection lets all of it back", eqn)
-    elif name == "mul" and len(operands) == 1:
-        (k,) = operands
-        if eqn.invars[1 - k].aval.shape:
-            spots.add((place, k, "mask"), "mask", "the factor is left out", eqn)
-    elif name in ("dot_general", "conv_general_dilated"):
-        for k in operands:
-            if name == "dot_general" and len(eqn.invars[1 - k].aval.shape) > 3:
-                continue
-            for n, (what, _) in enumerate(_turned(eqn.invars[1 - k].aval.shape)):
-                spots.add((place, k, n), "operand", f"the other factor {what}", eqn)
+    if name == "mul" and len(operands) == 1 and eqn.invars[1 - operands[0]].aval.shape:
+        spots.add((place, operands[0], "mask"), "mask", "the factor is left out", eqn)
+    if name not in ("mul", "dot_general", "conv_general_dilated"):
+        return
+    for k in operands:
+        other = eqn.invars[1 - k]
+        if isinstance(other, Literal) or not other.aval.shape:
+            continue
+        found: list[tuple[str, str, Any]] = []
+        if name != "mul" or len(operands) == 1:
+            few = name == "dot_general" and len(other.aval.shape) > 3
+            for what, turn in _turned(other.aval.shape, few, name == "mul"):
+                found.append(("operand", f"the other factor {what}", turn))
+        if other in after:
+            found.append(("next", "the other factor of the next step", None))
+        found += [("place", "what the other factor was made of", v) for v in before(other)]
+        for n, (kind, what, source) in enumerate(found):
+            spots.add((place, k, n), kind, what, eqn)
+            spots.others.setdefault((place, k), []).append((kind, source))
 
 
-def _turned(shape: tuple[int, ...]) -> list[tuple[str, Callable]]:
-    """What can be mistaken for an array of this shape: itself shifted, reversed, transposed."""
+def _before(jaxpr, last, moves):
+    """The values of one shape that a variable was made of, the nearest ones first."""
+    made = {v: eqn for eqn in jaxpr.eqns[:last] for v in eqn.outvars}
+
+    def of(v):
+        found: list[Any] = []
+        todo = [v]
+        while todo and len(found) < MOST_BEFORE:
+            eqn = made.get(todo.pop(0))
+            for w in eqn.invars if eqn is not None else ():
+                if moves(w) and w.aval.shape == v.aval.shape and w not in found and w is not v:
+                    found.append(w)
+                    todo.append(w)
+        return found
+
+    return of
+
+
+def _turned(
+    shape: tuple[int, ...], transposed: bool = False, shifts: bool = False
+) -> list[tuple[str, Callable]]:
+    """What can be mistaken for an array of this shape: itself shifted, reversed, transposed.
+
+    ``transposed`` and ``shifts`` leave the others out.
+    """
     found: list[tuple[str, Callable]] = []
     for axis, size in enumerate(shape):
-        if size > 1:
+        if size > 1 and not transposed:
             for step in (1, -1):
                 word = f"shifted by {step:+d} along axis {axis}"
                 found.append((word, lambda a, axis=axis, step=step: shifted(a, step, axis)))
             found.append((f"reversed along axis {axis}", lambda a, axis=axis: jnp.flip(a, axis)))
-    for a in range(len(shape)):
+    for a in range(0 if not shifts else len(shape), len(shape)):
         for b in range(a + 1, len(shape)):
             if shape[a] == shape[b] > 1:
                 word = f"transposed in axes {a} and {b}"
@@ -358,7 +409,9 @@ def _blocks(jaxpr: Any, live: dict) -> list[_Block]:
     outputs = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for y, z in root.items():
         inside = {made[v] for v in root if root[v] is z}
-        if not is_inexact(y.aval) or (used.get(y, set()) <= inside and y not in outputs):
+        own = jaxpr.eqns[made[y]].primitive.name
+        within = used.get(y, set()) <= inside and y not in outputs
+        if not is_inexact(y.aval) or (within and own not in SQUASHING):
             continue
         eqns = tuple(sorted(_needed(jaxpr, y, z, made, root)))
         names = {jaxpr.eqns[i].primitive.name for i in eqns}
@@ -401,7 +454,7 @@ def _needed(jaxpr, y, z, made, root) -> set[int]:
 # ------------------------------------------------------------------------ running it
 
 
-def _run(jaxpr, consts, args, path, spots, knobs, calls=None):
+def _run(jaxpr, consts, args, path, spots, knobs, calls=None, after=None):
     """The jaxpr with its knobs; without spots as it is, calls opened."""
     env: dict[Any, Any] = {}
 
@@ -428,7 +481,7 @@ def _run(jaxpr, consts, args, path, spots, knobs, calls=None):
         else:
             out = _bound(eqn, values)
             if spots is not None:
-                out = [_products(eqn, values, out[0], place, spots, knobs), *out[1:]]
+                out = [_products(eqn, values, out[0], place, spots, knobs, env, after), *out[1:]]
         if i in blocks:
             other = _other_slopes(jaxpr, blocks[i], env, out[0], place, spots, knobs)
             out = [_with_slope(out[0], env[blocks[i].z], other)]
@@ -449,51 +502,73 @@ def _run_scan(eqn, values, place, spots, knobs, calls):
     body, params = eqn.params["jaxpr"], eqn.params
     consts, carry = params["num_consts"], params["num_carry"]
 
-    def step(held, entries):
-        out = _run(
-            body.jaxpr, body.consts, [*values[:consts], *held, *entries], place, spots, knobs
-        )
+    def step(held, entries, spots=spots, after=None):
+        args = [*values[:consts], *held, *entries]
+        out = _run(body.jaxpr, body.consts, args, place, spots, knobs, calls, after)
         return out[:carry], out[carry:]
 
+    first, entries = values[consts : consts + carry], values[consts + carry :]
+    how = {"length": params["length"], "reverse": params["reverse"]}
+    if spots is None or not any(kind == "next" for kind, _ in _inside(spots, place)):
+        last, stacked = jax.lax.scan(step, first, entries, **how)
+        return [*last, *stacked]
+
+    def record(held, entries):
+        held, _ = step(held, entries, spots=None)
+        return held, held
+
+    held = body.jaxpr.invars[consts : consts + carry]
+    _, nexts = jax.lax.stop_gradient(jax.lax.scan(record, first, entries, **how))
     last, stacked = jax.lax.scan(
-        step,
-        values[consts : consts + carry],
-        values[consts + carry :],
-        length=params["length"],
-        reverse=params["reverse"],
+        lambda h, e: step(h, e[0], after=dict(zip(held, e[1], strict=True))),
+        first,
+        (entries, nexts),
+        **how,
     )
     return [*last, *stacked]
 
 
-def _products(eqn, values, out, place, spots, knobs):
+def _inside(spots, place):
+    """The other factors that are tried in the operations right inside a scan."""
+    return [
+        other for (at, _), others in spots.others.items() if at[:-1] == place for other in others
+    ]
+
+
+def _products(eqn, values, out, place, spots, knobs, env, after):
     """The result of an operation, with the changes of its factors."""
     name = eqn.primitive.name
-    if name == "select_n":
-        for k in range(1, len(values)):
-            knob = spots.at.get((place, k, "mask"))
-            if knob is not None:
-                other = jnp.broadcast_to(values[0] != (k - 1), out.shape).astype(out.dtype)
-                out = _with_slope(out, values[k], other * knobs[knob])
-    elif name == "mul":
-        for k in (0, 1):
-            knob = spots.at.get((place, k, "mask"))
-            if knob is not None:
-                out = _with_slope(out, values[k], (1 - values[1 - k]) * knobs[knob])
-    elif name in ("dot_general", "conv_general_dilated"):
-        for k in (0, 1):
-            if (place, k, 0) not in spots.at:
-                continue
-            other = jax.lax.stop_gradient(values[1 - k])
-            turned = [turn(other) - other for _, turn in _turned(other.shape)]
+    for k in range(len(values)):
+        knob = spots.at.get((place, k, "mask"))
+        if knob is not None and name == "select_n":
+            other = jnp.broadcast_to(values[0] != (k - 1), out.shape).astype(out.dtype)
+            out = _with_slope(out, values[k], other * knobs[knob])
+        elif knob is not None:
+            out = _with_slope(out, values[k], (1 - values[1 - k]) * knobs[knob])
+        others = spots.others.get((place, k), ())
+        if others:
+            own = jax.lax.stop_gradient(values[1 - k])
+            found = [
+                jax.lax.stop_gradient(_other(kind, source, own, eqn.invars[1 - k], env, after))
+                for kind, source in others
+            ]
             first = spots.at[place, k, 0]
             pair: list[Any] = [None, None]
             pair[k] = _phantom(values[k])
-            pair[1 - k] = _mixed(knobs[first : first + len(turned)], turned)
+            pair[1 - k] = _mixed(knobs[first : first + len(found)], [f - own for f in found])
             out = out + eqn.primitive.bind(*pair, **eqn.params)
     return out
 
 
+def _other(kind, source, own, variable, env, after):
+    """What is taken in the place of the other factor of a product."""
+    if kind == "operand":
+        return source(own)
+    return env[source] if kind == "place" else after[variable]
+
+
 def _mixed(knobs, arrays):
+    arrays = [jnp.where(jnp.isfinite(a), a, 0) for a in arrays]  # 0 times infinity is NaN
     return jnp.tensordot(knobs, jnp.stack(arrays), 1)
 
 
@@ -531,7 +606,6 @@ def _other_slopes(jaxpr, block, env, y, place, spots, knobs):
         along = tuple(jnp.asarray(float(k == n)) for k in range(len(point)))
         gaps.append(value * jax.jvp(lambda *c: slope(z, c), point, along)[1])
     first = spots.at[place, 0, "slope"]
-    gaps = [jnp.where(jnp.isfinite(gap), gap, 0) for gap in gaps]
     return _mixed(knobs[first : first + len(gaps)], jax.lax.stop_gradient(gaps))
 
 

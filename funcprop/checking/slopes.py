@@ -53,21 +53,22 @@ FUNCTIONS: dict[str, Callable] = {
 }
 
 SQUASHING = ("tanh", "sigmoid", "softplus", "relu")
-OWN = 15  # so many of them are made of the function itself
+OWN = 16  # so many of them are made of the function itself
 
 # name of the mistake -> its slope, a function of z, y = f(z) and f′.
 SLOPES: dict[str, Slope] = {
+    "1, the derivative left out": lambda z, y, own: jnp.ones_like(z),
     "its own derivative, taken at the output": lambda z, y, own: own(y),
     "its own derivative, taken at its derivative": lambda z, y, own: own(own(z)),
     "its own derivative, squared": lambda z, y, own: own(z) ** 2,
     "its own derivative, reciprocal": lambda z, y, own: 1 / own(z),
     "its own derivative, under a root": lambda z, y, own: jnp.sqrt(own(z)),
-    "1, the derivative left out": lambda z, y, own: jnp.ones_like(z),
     "the value in the place of the derivative": lambda z, y, own: y,
     "the input in the place of the derivative": lambda z, y, own: z,
     "the value plus 1": lambda z, y, own: y + 1,
     "1 - z², the tanh's formula with z for y": lambda z, y, own: 1 - z * z,
     "1 - y²": lambda z, y, own: 1 - y * y,
+    "y²": lambda z, y, own: y * y,
     "1 - y": lambda z, y, own: 1 - y,
     "z (1 - z), the sigmoid's formula with z for y": lambda z, y, own: z * (1 - z),
     "y (1 - y)": lambda z, y, own: y * (1 - y),
