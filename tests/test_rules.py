@@ -70,7 +70,8 @@ EXACT_AT_THE_END = [*SHAPED[:5], "predictive_coding"]
 # ------------------------------------------------------------------------------------ masks
 
 DROPPING = fp.serial(
-    fp.dropout(0.2), fp.dense(9, fp.tanh), fp.dropout(0.5), fp.dense(7, fp.tanh), fp.dense(3)
+    *(fp.dropout(0.2), fp.dense(9, fp.tanh), fp.dropout(0.5)),
+    *(fp.dense(7, fp.tanh), fp.dropout(0.5), fp.dense(3)),
 )
 
 
@@ -91,7 +92,7 @@ def test_with_dropout_the_gradient_sees_the_same_masks(name):
 @pytest.mark.parametrize("name", EXACT_AT_THE_END)
 def test_with_dropout_the_last_block_is_exact(name):
     if name == "indirect_feedback_alignment":
-        model = fp.serial(fp.dense(9, fp.tanh), fp.dropout(0.5), fp.dense(7), fp.dense(3))
+        model = fp.serial(*DROPPING.parts[1:])
     else:
         model = DROPPING
     params, _ = model.init(jax.random.key(0), (8,))
