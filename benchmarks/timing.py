@@ -13,7 +13,7 @@ import numpy as np
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, pause: float = 0.0, warm: bool = False
+    runs: Mapping[str, Callable[[], Any]], rounds: int, pause: float = 0.0
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Lets functions take turns, so that a slow moment of the machine falls on all of them.
 
@@ -23,8 +23,6 @@ def interleaved(
         rounds: how often each is timed, after one call that is not (it compiles).
         pause: seconds to wait before each call: the threads of other libraries go on spinning for
             a while after their work, on a CPU that the next row would need.
-        warm: whether each is called, untimed, right before its timing: of short calls of unlike
-            size the one behind the largest would find the caches emptied.
 
     Returns:
         What each function returned in its first call, and its seconds, (rounds,).
@@ -36,8 +34,6 @@ def interleaved(
         first = i % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(pause)
-            if warm:
-                jax.block_until_ready(runs[name]())
             gc.disable()
             start = time.perf_counter()
             jax.block_until_ready(runs[name]())

@@ -10,9 +10,10 @@ are looked at afterwards.
 
 The table has the accuracy on the test digits, mean and standard deviation over the seeds; the angle
 between the rule's estimate and the gradient in the last epoch, 0 for backprop and about 90 degrees
-for a guess; and what a step takes beside one of backprop, in time and in temporary memory.  Then a
-convolutional network and a transformer, which reads a digit as eight rows, learn under backprop and
-the rules in which other weights, or another road, carry the error.
+for a guess; and what a step takes beside one of backprop, in time and in temporary memory (with
+--costs that alone is measured).  Then a convolutional network and a transformer, which reads a
+digit as eight rows, learn under backprop and the rules in which other weights, or another road,
+carry the error.
 
 The last line compares the losses of backprop with those of jax.grad.  Takes about ten minutes on
 two cores.

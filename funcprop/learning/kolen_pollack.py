@@ -48,7 +48,9 @@ def kolen_pollack(
         fit(kolen_pollack(model, loss, optimizer), optimizer, params, ...)
 
     The law holds for every optimiser whose updates depend on the gradients alone but for the
-    decay: SGD, momentum and Adam with the decay behind them (``optax.adamw``).
+    decay: SGD, Adam with the decay behind it (``optax.adamw``), and momentum with the decay between
+    it and the rate (``optax.chain(optax.trace(0.9), optax.add_decayed_weights(1e-4),
+    optax.scale(-0.1))``).
 
     Args:
         model: any layer.
