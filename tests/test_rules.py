@@ -91,16 +91,12 @@ def test_with_dropout_the_gradient_sees_the_same_masks(name):
 
 @pytest.mark.parametrize("name", EXACT_AT_THE_END)
 def test_with_dropout_the_last_block_is_exact(name):
-    if name == "indirect_feedback_alignment":
-        model = fp.serial(*DROPPING.parts[1:])
-    else:
-        model = DROPPING
-    params, _ = model.init(jax.random.key(0), (8,))
-    rule = {**STATEFUL, **BY_BLOCKS}[name](model, (8,))
-    last = len(model.parts) - 1
-    history = trained(rule, model, params)
+    params, _ = DROPPING.init(jax.random.key(0), (8,))
+    rule = {**STATEFUL, **BY_BLOCKS}[name](DROPPING, (8,))
+    last = len(DROPPING.parts) - 1
+    history = trained(rule, DROPPING, params)
     if name == "predictive_coding":  # its input has settled, but masks are those of the value
-        due = trained(fp.backpropagation(model, CE), model, params)["loss"]
+        due = trained(fp.backpropagation(DROPPING, CE), DROPPING, params)["loss"]
         np.testing.assert_allclose(history["loss"], due, rtol=1e-5)
     else:
         assert max(history[f"angle[{last}]"]) < 0.1
