@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,24 @@ def serial(*layers: Layer) -> Layer:
     (3, (2, 5), (2,))
     """
     layers = tuple(as_layer(layer, f"layers[{i}]") for i, layer in enumerate(layers))
+    return _stretch(layers, 0, len(layers))
+
+
+def _stretch(layers: tuple[Layer, ...], first: int, total: int) -> Layer:
+    """The layers of a serial of ``total`` from ``first`` on.
+
+    It is given the whole serial's key, draws from it what the serial draws, and names the layers'
+    places in the serial.
+    """
+    places = [f"layers[{first + i}]" for i in range(len(layers))]
+
+    def keys(key):
+        return _split(key, total)[first : first + len(layers)]
 
     def init(key, shape):
         params = []
-        for i, (layer, part_key) in enumerate(zip(layers, _split(key, len(layers)), strict=True)):
-            with position(f"layers[{i}]"):
+        for place, layer, part_key in zip(places, layers, keys(key), strict=True):
+            with position(place):
                 part, shape = layer.init(part_key, shape)
             params.append(part)
         return tuple(params), shape
@@ -59,10 +72,8 @@ def serial(*layers: Layer) -> Layer:
     def forward(params, x, key=None):
         _check_parts("serial", params, layers)
         residuals = []
-        for i, (layer, part, part_key) in enumerate(
-            zip(layers, params, _split(key, len(layers)), strict=True)
-        ):
-            with position(f"layers[{i}]"):
+        for place, layer, part, part_key in zip(places, layers, params, keys(key), strict=True):
+            with position(place):
                 x, kept = layer.forward(part, x, part_key)
             residuals.append(kept)
         return x, tuple(residuals)
@@ -70,7 +81,7 @@ def serial(*layers: Layer) -> Layer:
     def backward(weights, residuals, delta, statistic=gradient):
         trees: list[Tree] = [()] * len(layers)
         for i in reversed(range(len(layers))):
-            with position(f"layers[{i}]"):
+            with position(places[i]):
                 delta, trees[i] = layers[i].backward(weights[i], residuals[i], delta, statistic)
         return delta, tuple(trees)
 
@@ -81,7 +92,38 @@ def _in_series(parts: Sequence[Layer]) -> Layer:
     return serial(*parts)
 
 
-def blocks(model: Layer, params: Tree) -> list[tuple[Layer, Tree]]:
+class Block(NamedTuple):
+    """A block of a model: a layer that is given the model's own key.
+
+    Attributes:
+        layer: it draws from the model's key what the model draws there, and its errors name the
+            layers' places in the model.
+        params: its parameters.
+        first: the place of its first layer in the model; ``None`` where the block is all of it.
+    """
+
+    layer: Layer
+    params: Tree
+    first: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is: "layers[2]", or of several layers "layers[2:5]"."""
+        if self.first is None:
+            return ""
+        after = self.first + len(self.layer.parts)
+        return (
+            f"layers[{self.first}]" if after == self.first + 1 else f"layers[{self.first}:{after}]"
+        )
+
+    @property
+    def names(self) -> str:
+        """What its layers are called."""
+        parts = (self.layer,) if self.first is None else self.layer.parts
+        return ", ".join(part.name for part in parts)
+
+
+def blocks(model: Layer, params: Tree) -> list[Block]:
     """A model's blocks, one after the other, each with its parameters: for rules that are local.
 
     Each part of a :func:`serial` that has parameters begins one, and takes the parts behind it
@@ -93,17 +135,21 @@ def blocks(model: Layer, params: Tree) -> list[tuple[Layer, Tree]]:
     >>> model = serial(flatten, dense(3), relu, dense(2))
     >>> params, _ = model.init(jax.random.key(0), (2, 2))
     >>> found = blocks(model, params)
-    >>> [[part.name for part in block.parts] for block, _ in found]
-    [['flatten', 'dense', 'relu'], ['dense']]
-    >>> trees = [tree for _, tree in found]
+    >>> [(block.place, block.names) for block in found]
+    [('layers[0:3]', 'flatten, dense, relu'), ('layers[3]', 'dense')]
+    >>> trees = [block.params for block in found]
     >>> jax.tree.structure(joined_blocks(model, trees)) == jax.tree.structure(params)
     True
     """
     if model.rebuild is not _in_series:
-        return [(model, params)]
+        return [Block(model, params)]
+    _check_parts("serial", params, model.parts)
+    total = len(model.parts)
     begins = [i for i, part in enumerate(params) if jax.tree.leaves(part)]
-    places = itertools.pairwise([0, *begins[1:], len(model.parts)])
-    return [(serial(*model.parts[a:b]), tuple(params[a:b])) for a, b in places]
+    return [
+        Block(_stretch(model.parts[a:b], a, total), tuple(params[a:b]), a)
+        for a, b in itertools.pairwise([0, *begins[1:], total])
+    ]
 
 
 def joined_blocks(model: Layer, trees: Sequence[Tree]) -> Tree:

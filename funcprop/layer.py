@@ -213,7 +213,7 @@ def as_layer(layer: Any, where: str) -> Layer:
     """``layer`` itself if it is one, else an error that says how to make one of it."""
     if all(hasattr(layer, attribute) for attribute in ("init", "forward", "backward", "apply")):
         return layer
-    name = getattr(layer, "__name__", repr(layer))
+    name = getattr(layer, "__name__", None) or getattr(layer, "name", None) or repr(layer)
     advice = f"it is a {type(layer).__name__}"
     if callable(layer) and getattr(layer, "__module__", "").startswith("funcprop."):
         advice = f"it is a constructor, call it: {name}(...)"

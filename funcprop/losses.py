@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .layer import LayerError, gradient, is_concrete, is_inexact
+from .layer import Layer, LayerError, gradient, is_concrete, is_inexact
 from .targets import check_alike, check_classes, kept, share_of, unpack
 
 Tree = Any
@@ -73,8 +73,10 @@ def as_loss(loss: Any) -> Loss:
     """``loss`` itself if it is one, else an error that says what it is."""
     if all(hasattr(loss, attribute) for attribute in ("forward", "backward", "root", "sample")):
         return loss
-    name = getattr(loss, "__name__", repr(loss))
+    name = getattr(loss, "__name__", None) or getattr(loss, "name", None) or repr(loss)
     advice = f"it is a {type(loss).__name__}"
+    if isinstance(loss, Layer):
+        advice += "; the model stands in front of the loss"
     if callable(loss) and getattr(loss, "__module__", "").startswith("funcprop."):
         advice = f"it is a constructor, call it: {name}()"
     raise LayerError("loss", f"{name} is not a Loss: {advice}")

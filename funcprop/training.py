@@ -105,8 +105,6 @@ def _step(rule, optimizer, metrics, state, batch):
     params, opt_state, rule_state, step, key = state
     step_key = jax.random.fold_in(key, step)
     value, grads, new_rule_state = rule.estimate(params, rule_state, *batch, step_key)
-    # Of rules with a state only: optax's line search takes no argument that it does not know.
-    extra = {"rule_state": new_rule_state} if jax.tree.leaves(new_rule_state) else {}
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         grads,
         opt_state,
@@ -114,7 +112,7 @@ def _step(rule, optimizer, metrics, state, batch):
         value=value,
         grad=grads,
         value_fn=_value_function(rule, rule_state, batch, step_key),
-        **extra,
+        rule_state=new_rule_state,
     )
     scalars = {"loss": value}
     if metrics is not None:
@@ -140,7 +138,11 @@ def _value_function(rule, rule_state, batch, key):
         return (jax.tree.map(lambda grad: (cotangent * grad).astype(grad.dtype), grads),)
 
     value.defvjp(forward, backward)
-    return value
+
+    def value_fn(params, *, rule_state=None):
+        return value(params)  # a line search hands on all that came beside, and takes no unknown
+
+    return value_fn
 
 
 # ---------------------------------------------------------------------------- the loop

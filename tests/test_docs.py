@@ -117,6 +117,18 @@ def extensions(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(DOCS / "_ext"), *sys.path])
 
 
+def test_the_rows_of_a_page_are_those_of_the_comparison():
+    def rows(page):
+        lines = page.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if re.search(r"% ± .*\| \d+\.\d\d \|$", line)]
+
+    pages = {page.stem: rows(page) for page in PAGES if page.parent.name == "learning"}
+    due = pages.pop("comparison")
+    shown = [row for found in pages.values() for row in found]
+    assert set(shown) == set(due)
+    assert len(due) == 18
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_that_a_page_shows_is_there(page, extensions):
     from source_lines import code, equations

@@ -160,13 +160,21 @@ def test_errors():
     assert np.isnan(ESTIMATE(params, (), x, y.at[0].set(3), None)[0])
     with pytest.raises(LayerError, match=r"x has 6 features, its weights take 5"):
         estimate(x=jnp.ones((4, 3)))
+    plain, _ = MODEL.init(jax.random.key(0), (2,))
+    appended = r"layers\[0\] dense: x has 5 features.*appends the label, 3 classes.*so many more"
+    with pytest.raises(LayerError, match=appended):
+        estimate(params=plain)
+    with pytest.raises(LayerError, match=appended):
+        RULE.predict(plain, x)
     with pytest.raises(LayerError, match=r"x is int32, floats are due"):
         estimate(x=jnp.ones((4, 2), jnp.int32))
-    mixing = fp.serial(fp.dense(3), fp.batch_norm())
+    mixing = fp.serial(fp.dense(3), fp.relu, fp.batch_norm())
     params, _ = mixing.init(jax.random.key(0), (5,))
-    with pytest.raises(LayerError, match=r"batch_norm: it mixes the examples of a batch"):
+    with pytest.raises(
+        LayerError, match=r"layers\[2\] batch_norm: it mixes the examples of a batch"
+    ):
         estimate(rule=forward_forward(mixing, CLASSES), params=params)
     forked = fp.serial(fp.dense(3), fp.fork(2))
     params, _ = forked.init(jax.random.key(0), (5,))
-    with pytest.raises(LayerError, match=r"block 0 gives a tuple, one array is due"):
+    with pytest.raises(LayerError, match=r"layers\[0:2\] forward_forward: .* a tuple, one array"):
         estimate(rule=forward_forward(forked, CLASSES), params=params)

@@ -122,12 +122,18 @@ def test_errors():
         return greedy(model, LOSS, shape, sgd).init(jax.random.key(1), params)
 
     assert isinstance(init(MODEL, (2,)), GreedyState)
-    with pytest.raises(LayerError, match=r"greedy: dense is one block; a serial of two or more"):
+    with pytest.raises(
+        LayerError, match=r"greedy: the model, dense, is one block.*make it a serial"
+    ):
         init(fp.dense(3), (2,))
-    with pytest.raises(LayerError, match=r"greedy: serial is one block"):
+    with pytest.raises(LayerError, match=r"greedy: the model, serial, is one block"):
         init(fp.serial(fp.flatten, fp.dense(3)), (2, 2))
-    with pytest.raises(LayerError, match=r"block 0 gives a tuple, one array is due"):
+    with pytest.raises(LayerError, match=r"layers\[0:2\] greedy: .* gives a tuple, one array"):
         init(fp.serial(fp.dense(3), fp.fork(2), fp.on(0, fp.dense(3)), fp.pick(0)), (2,))
     spread = fp.serial(fp.dense(6), fp.reshape(3, 2), fp.dense(2), fp.reshape(2, 3))
-    with pytest.raises(LayerError, match=r"block 0 gives \(3, 2\) an example, the prediction is"):
+    with pytest.raises(
+        LayerError, match=r"layers\[0:2\] greedy: .* gives \(3, 2\) an example, the"
+    ):
         init(spread, (2,))
+    with pytest.raises(LayerError, match=r"greedy: the model, serial, is one block"):
+        init(fp.serial(fp.relu), (2,))

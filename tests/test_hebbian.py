@@ -138,9 +138,11 @@ def test_errors():
     ]:
         with pytest.raises(LayerError, match="hebbian takes layers of one matrix, as dense"):
             estimate(layer, shape)
-    with pytest.raises(LayerError, match=r"block 0 \(repeat\) is not one matrix"):
+    with pytest.raises(LayerError, match=r"layers\[0\] hebbian: the block of repeat is not one"):
         estimate(fp.serial(fp.repeat(fp.dense(4), 3)), (4,))
-    with pytest.raises(LayerError, match=r"block 0 \(residual\) is not one matrix"):
+    with pytest.raises(LayerError, match=r"^hebbian: the block of residual is not one matrix"):
         estimate(fp.residual(fp.serial(fp.dense(4), fp.dense(4))), (4,))
-    with pytest.raises(LayerError, match=r"block 0 gives a tuple, one array is due"):
+    with pytest.raises(
+        LayerError, match=r"layers\[0:2\] hebbian: the block of dense, fork gives a t"
+    ):
         estimate(fp.serial(fp.dense(4), fp.fork(2)), (4,))

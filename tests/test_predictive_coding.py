@@ -48,7 +48,7 @@ def energy(model, params, z, x, y):
     """½ Σ ‖z - f(z below)‖² + the losses, of the sum over the batch."""
     found = blocks(model, params)
     total = jnp.zeros(())
-    for (layer, own), below, here in zip(found, [x, *z], [*z, None], strict=True):
+    for (layer, own, _), below, here in zip(found, [x, *z], [*z, None], strict=True):
         f = layer.apply(own, below)
         if here is None:
             return total + jnp.sum(LOSS.apply((), (f, y)))
@@ -57,7 +57,7 @@ def energy(model, params, z, x, y):
 
 def fed_forward(model, params, x):
     z = []
-    for layer, own in blocks(model, params):
+    for layer, own, _ in blocks(model, params):
         x = layer.apply(own, x)
         z.append(x)
     return z[:-1]
@@ -206,7 +206,7 @@ def test_companions_pass_between_blocks_as_they_are():
 
 
 def test_dropout_draws_one_mask_for_all_steps():
-    """The gradient is that of the value, whose masks the blocks' own keys draw."""
+    """The gradient is that of the value, and the model draws its masks from the rule's key."""
     model = fp.serial(fp.dense(6, fp.tanh), fp.dropout(0.5), fp.dense(3), fp.dropout(0.3))
     params, x, y = drawn(model, (4,), 6)
     estimate = zil(model, LOSS).estimate
@@ -262,7 +262,12 @@ def test_errors():
     )
     model = fp.serial(fp.dense(4), ids, fp.embedding(4, 3))
     own, _ = model.init(jax.random.key(0), (4,))
-    with pytest.raises(LayerError, match=r"blocks\[0\] serial: it gives no floats, and zil needs"):
+    with pytest.raises(
+        LayerError, match=r"layers\[0:2\] zil: the block of dense, largest gives no"
+    ):
         zil(model, LOSS).estimate(own, (), x, y, None)
-    with pytest.raises(LayerError, match=r"blocks\[1\]\.layers\[0\] dense: x has"):
+    with pytest.raises(LayerError, match=r"serial: params has \d entries, a tuple of \d is due"):
         zil(DEEP, LOSS).estimate((params[0], *params[2:]), (), x, y, None)
+    wrong = (*params[:-1], {"w": jnp.ones((3, 9)), "b": jnp.ones(3)})
+    with pytest.raises(LayerError, match=rf"^layers\[{len(params) - 1}\] dense: x has"):
+        zil(DEEP, LOSS).estimate(wrong, (), x, y, None)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from ..contraction import accumulated
-from ..layer import Layer
+from ..layer import Layer, LayerError
 from ..losses import Loss
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
 from .feedback import matrices
+from .state import check_state
 
 Tree = Any
 
@@ -34,16 +35,25 @@ def alignment(
     which is compiled with them.
 
     Args:
-        rule: the rule that is trained with, whose estimate is shaped like the gradient.
+        rule: the rule that is trained with, whose prediction is what the model computes.  That of
+            :func:`~funcprop.equilibrium_propagation`, a network that settles, is another function,
+            and its angle says little; :func:`~funcprop.forward_forward` gives its model another
+            input, and has no angle.
         model: its model.
         loss: its loss.
         feedback: ``feedback(rule_state) -> tree`` shaped like the parameters with ``None`` where
-            there is no feedback; then the angle and the ratio between B and W come too.
+            there is no feedback; then the angle and the ratio between B and W come too.  The state
+            of ``feedback_alignment`` and ``weight_mirror`` is that tree, ``lambda state: state``;
+            of ``kolen_pollack`` it is ``lambda state: state.feedback``.  That of ``sign_symmetry``
+            is M, which is not what carries the error: leave the argument out.
 
     Returns:
         ``metrics(state, batch) -> {name: number}`` for :func:`~funcprop.update_step` and
         :func:`~funcprop.fit`: "angle", "ratio", and with a layer's place behind, as in "angle[0]",
         "feedback_angle[1]".  The angle is NaN where one of the two is 0.
+
+    Raises:
+        LayerError: while tracing, when what ``feedback`` gives is not shaped like the matrices.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> import funcprop as fp
@@ -61,11 +71,18 @@ def alignment(
     def metrics(state, batch):
         key = jax.random.fold_in(state.key, state.step)  # as the step itself does
         _, estimate, _ = rule.estimate(state.params, state.rule_state, *batch, key)
-        _, due = sweep(state.params, *batch, key=key)
+        try:
+            _, due = sweep(state.params, *batch, key=key)
+        except LayerError as error:
+            raise LayerError(
+                "alignment",
+                f"the model itself cannot be run on the batch, for its gradient: {error}",
+            ) from None
         found = _compared("", estimate, due)
         if feedback is not None:
-            b = feedback(state.rule_state)
-            found |= _compared("feedback_", b, matrices(state.params))
+            b, w = feedback(state.rule_state), matrices(state.params)
+            check_state("alignment", b, w, "feedback")
+            found |= _compared("feedback_", b, w)
         return found
 
     return metrics

@@ -1,20 +1,35 @@
-"""A model cut into its blocks, each a function with its own way back: for rules that are local."""
+"""A model cut into its blocks, each a function with its own way back: for rules that are local.
+
+A block of a ``serial`` draws from the model's key what the model draws, so that a rule and the
+gradient of the same batch see the same masks, and its errors name places in the model.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..combinators import blocks
-from ..layer import Layer, LayerError, as_layer, floats_of, position
+from ..combinators import Block, blocks
+from ..layer import (
+    Layer,
+    LayerError,
+    Shape,
+    as_layer,
+    example_batch,
+    floats_of,
+    is_inexact,
+    is_shape,
+)
 from ..losses import Loss, as_loss, no_parameters
 
 Tree = Any
-Block = Callable[[Tree], tuple[Tree, Callable[[Tree], tuple[Tree, Tree]]]]
+Back = Callable[..., tuple[Tree, Tree]]
+Function = Callable[[Tree], tuple[Tree, Back]]
 
 
 def model_and_loss(rule: str, model: Layer, loss: Loss) -> tuple[Layer, Loss]:
@@ -25,39 +40,41 @@ def model_and_loss(rule: str, model: Layer, loss: Loss) -> tuple[Layer, Loss]:
     return model, loss
 
 
-def chain(rule: str, model: Layer, params: Tree, key: jax.Array | None) -> list[Block]:
-    """The model's blocks as functions ``f(x) -> y, back``, ``back(delta) -> delta_x, tree``.
-
-    A block draws the same random numbers each time it is run.
-
-    Raises:
-        LayerError: when the model is one block, and when a block gives no floats.
-    """
+def several_blocks(rule: str, model: Layer, params: Tree) -> list[Block]:
+    """The model's blocks, two or more."""
     found = blocks(model, params)
     if len(found) < 2:
         raise LayerError(
             rule,
             f"the model, {model.name}, is one block, and the rule works between blocks; make it a "
-            "serial of two or more layers with parameters",
+            "serial of two or more layers with parameters, or take backpropagation",
         )
-    keys = [None] * len(found) if key is None else list(jax.random.split(key, len(found)))
-    return [
-        functools.partial(_run, rule, i, *block, block_key)
-        for i, (block, block_key) in enumerate(zip(found, keys, strict=True))
-    ]
+    return found
 
 
-def _run(rule, i, layer, params, key, x):
-    with position(f"blocks[{i}]"):
-        y, residuals = layer.forward(params, x, key)
-        if not jax.tree.leaves(floats_of(y)):
-            raise LayerError(
-                layer.name, f"it gives no floats, and {rule} needs some between blocks"
-            )
-    return y, functools.partial(layer.backward, params, residuals)
+def functions(rule: str, found: Sequence[Block], key: jax.Array | None) -> list[Function]:
+    """Blocks as functions ``f(x) -> y, back``, ``back(delta, statistic) -> delta_x, tree``.
+
+    A block draws the same random numbers each time it is run.
+    """
+    return [functools.partial(_run, rule, block, key) for block in found]
 
 
-def activities(fs: list[Block], x: Tree) -> tuple[list[Tree], list[Callable]]:
+def _run(rule: str, block: Block, key: jax.Array | None, x: Tree) -> tuple[Tree, Back]:
+    y, residuals = block.layer.forward(block.params, x, key)
+    if not jax.tree.leaves(floats_of(y)):
+        raise LayerError(
+            rule, f"the block of {block.names} gives no floats, and some are due", block.place
+        )
+    return y, functools.partial(block.layer.backward, block.params, residuals)
+
+
+def chain(rule: str, model: Layer, params: Tree, key: jax.Array | None) -> list[Function]:
+    """The blocks of :func:`several_blocks` as functions."""
+    return functions(rule, several_blocks(rule, model, params), key)
+
+
+def activities(fs: Sequence[Function], x: Tree) -> tuple[list[Tree], list[Back]]:
     """What each block gives in the forward pass, and each one's way back."""
     outputs, backs = [], []
     for f in fs:
@@ -65,6 +82,76 @@ def activities(fs: list[Block], x: Tree) -> tuple[list[Tree], list[Callable]]:
         outputs.append(x)
         backs.append(back)
     return outputs, backs
+
+
+def check_array(rule: str, block: Block, y: Tree) -> None:
+    """Raises unless a block gives one array of floats."""
+    if not hasattr(y, "dtype"):
+        came, advice = f"a {type(y).__name__}", "end it with pick(0)"
+    elif not is_inexact(y):
+        came, advice = f"{y.dtype}", "embed it in the same block"
+    else:
+        return
+    raise LayerError(
+        rule,
+        f"the block of {block.names} gives {came}, one array of floats is due; {advice}",
+        block.place,
+    )
+
+
+# ---------------------------------------------------------------- what a rule is told of shapes
+
+
+def check_shape(rule: str, shape: Shape) -> Shape:
+    """``shape`` if it can be that of one example."""
+    leaves = [shape] if isinstance(shape, jax.ShapeDtypeStruct) else shape
+    listed = isinstance(leaves, (tuple, list))
+    if listed and all(
+        isinstance(leaf, (int, np.integer)) or hasattr(leaf, "dtype")
+        for leaf in jax.tree.leaves(leaves)
+    ):
+        return shape
+    advice = f"({shape},)" if isinstance(shape, int) else "as for the model's init"
+    raise LayerError(rule, f"shape is {shape!r}, that of one example is due, a tuple: {advice}")
+
+
+def example_for(params: Tree, shape: Shape) -> Tree:
+    """A batch of one example; where ``shape`` says no dtype it has that of the parameters."""
+    x = example_batch(shape)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params) if is_inexact(leaf)]
+    return x.astype(dtypes[0]) if is_shape(shape) and dtypes else x
+
+
+def check_example(rule: str, shape: Shape, x: Tree) -> None:
+    """Raises unless the examples of x have the shape that the rule was made for."""
+    due = [leaf.shape[1:] for leaf in jax.tree.leaves(jax.eval_shape(lambda: example_batch(shape)))]
+    came = [jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(x)]
+    if came != due:
+        raise LayerError(
+            rule,
+            f"an example of x has {_listed(came)}, the rule was made for {_listed(due)}; give it "
+            "the shape of one example, without the batch axis",
+        )
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(f"shape {shape}" for shape in shapes)
+
+
+def shapes_between(rule: str, model: Layer, params: Tree, shape: Shape) -> list[Tree]:
+    """What each block of :func:`several_blocks` gives of one example, a batch of it, as structs.
+
+    The example is :func:`example_for` the parameters.
+    """
+
+    def outputs(params):
+        return activities(chain(rule, model, params, None), example_for(params, shape))[0]
+
+    several_blocks(rule, model, params)
+    return jax.eval_shape(outputs, params)
+
+
+# --------------------------------------------------------------------------------- arithmetic
 
 
 def losses_and_delta(loss: Loss, prediction: Tree, y: Tree) -> tuple[jax.Array, Tree]:

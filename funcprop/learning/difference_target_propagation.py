@@ -12,13 +12,24 @@ import numpy as np
 import optax
 
 from ..combinators import joined_blocks
-from ..layer import Layer, LayerError, Shape, example_batch, floats_of, with_floats
+from ..layer import Layer, LayerError, Shape, floats_of, with_floats
 from ..layers.activations import tanh
 from ..layers.dense import dense
 from ..losses import Loss
 from ..sweep import checked_batch
 from .backpropagation import Rule
-from .chain import activities, chain, losses_and_delta, model_and_loss, plus, scaled
+from .chain import (
+    activities,
+    chain,
+    check_example,
+    check_shape,
+    losses_and_delta,
+    model_and_loss,
+    plus,
+    scaled,
+    shapes_between,
+)
+from .state import check_optimizer, check_state, descended, own_key
 
 Tree = Any
 
@@ -99,13 +110,12 @@ def difference_target_propagation(
         raise LayerError(name, f"step is {step}, a number above 0 is due")
     if not noise >= 0:
         raise LayerError(name, f"noise is {noise}, a number not below 0 is due")
+    check_shape(name, shape)
+    check_optimizer(name, optimizer)
 
     def init(key, params):
-        def forward(params):
-            h, _ = activities(chain(name, model, params, None), example_batch(shape))
-            return [_rows(hl) for hl in h]
-
-        rows = jax.eval_shape(forward, params)
+        between = shapes_between(name, model, params, shape)
+        rows = jax.eval_shape(lambda h: [_rows(hl) for hl in h], between)
         pairs = list(zip(rows[1:-1], rows[:-2], strict=True))
         made = []
         for (here, below), own in zip(pairs, jax.random.split(key, len(pairs)), strict=True):
@@ -115,8 +125,9 @@ def difference_target_propagation(
 
     def estimate(params, state, x, y, key):
         x, size = checked_batch(x, y)
-        own_key, noise_key = (None, None) if key is None else jax.random.split(key)
-        fs = chain(name, model, params, own_key)
+        check_example(name, shape, x)
+        check_state(name, state, jax.eval_shape(init, jax.random.key(0), params))
+        fs = chain(name, model, params, key)
         h, backs = activities(fs, x)
         gs = [
             feedback(_rows(here).shape[1], _rows(below).shape[1])
@@ -135,17 +146,19 @@ def difference_target_propagation(
                 target = _rows(h[l - 1]) - g.apply(v, _rows(h[l])) + g.apply(v, target)
 
         if key is not None and gs:
-            state = _learned(gs, fs, h, state, optimizer, noise, noise_key)
+            grads = _reconstructing(gs, fs, h, state.feedback, noise, own_key(key))
+            new = descended(name, optimizer, grads, state.opt_state, state.feedback)
+            state = DifferenceTargetState(*new)
         return jnp.mean(losses), joined_blocks(model, trees[::-1]), state
 
     return Rule(init, estimate, model.apply)
 
 
-def _learned(gs, fs, h, state, optimizer, noise, key):
-    """The state after one step of the feedback networks towards inverses."""
+def _reconstructing(gs, fs, h, feedback, noise, key):
+    """What leads the feedback networks towards inverses, downhill."""
     grads = []
     for l, (g, v, own) in enumerate(
-        zip(gs, state.feedback, jax.random.split(key, len(gs)), strict=True), start=1
+        zip(gs, feedback, jax.random.split(key, len(gs)), strict=True), start=1
     ):
         floats = floats_of(h[l - 1])
         below = plus(floats, optax.tree.random_like(own, floats), noise)
@@ -153,8 +166,7 @@ def _learned(gs, fs, h, state, optimizer, noise, key):
         again, residuals = g.forward(v, _rows(above))
         delta = 2 / len(again) * (again - _rows(below))
         grads.append(g.backward(v, residuals, delta)[1])
-    updates, opt_state = optimizer.update(tuple(grads), state.opt_state, state.feedback)
-    return DifferenceTargetState(optax.apply_updates(state.feedback, updates), opt_state)
+    return tuple(grads)
 
 
 def _rows(x: Tree) -> jax.Array:

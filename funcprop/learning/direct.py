@@ -1,56 +1,28 @@
-"""What the direct roads of the error share: a forward pass in blocks, and matrices from the end."""
+"""What the direct roads of the error share: the error of the output, and matrices from it."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..combinators import blocks
-from ..layer import Layer, LayerError, Shape, as_layer, example_batch, floats_of
-from ..losses import Loss, as_loss, no_parameters
-from ..sweep import checked_batch
+from ..layer import Layer, LayerError, Shape, floats_of
+from ..losses import Loss
+from .chain import losses_and_delta, scaled, several_blocks, shapes_between
+from .feedback import check_some
 
 Tree = Any
 Feedback = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
-class Passed(NamedTuple):
-    """A block that the forward pass went through; y is its output."""
-
-    layer: Layer
-    params: Tree
-    residuals: Tree
-    y: Tree
-
-
-def forward_blocks(model: Layer, params: Tree, x: Tree, key: jax.Array | None) -> list[Passed]:
-    """The forward pass block by block."""
-    passed = []
-    for i, (layer, own) in enumerate(blocks(model, params)):
-        block_key = None if key is None else jax.random.fold_in(key, i)
-        x, residuals = layer.forward(own, x, block_key)
-        passed.append(Passed(layer, own, residuals, x))
-    return passed
-
-
-def checked(rule: str, model: Layer, loss: Loss) -> tuple[Layer, Loss]:
-    """The model and a loss without parameters."""
-    model, loss = as_layer(model, "model"), as_loss(loss)
-    if loss.init is not no_parameters:
-        raise LayerError(rule, f"{loss.name} has parameters; put them into the model")
-    return model, loss
-
-
-def value_and_error(loss: Loss, passed: list[Passed], x: Tree, y: Tree) -> tuple[jax.Array, Tree]:
+def output_error(loss: Loss, prediction: Tree, y: Tree) -> tuple[jax.Array, Tree]:
     """The mean loss, and e = ∂value/∂prediction."""
-    _, size = checked_batch(x, y)
-    losses, residuals = loss.forward((), (passed[-1].y, y))
-    (e, _), _ = loss.backward((), residuals, jnp.full_like(losses, 1 / size))
-    return jnp.mean(losses), e
+    losses, delta = losses_and_delta(loss, prediction, y)
+    return jnp.mean(losses), scaled(1 / len(losses), delta)
 
 
 def flat(tree: Tree) -> jax.Array:
@@ -59,31 +31,35 @@ def flat(tree: Tree) -> jax.Array:
     return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
+def roads_due(outputs: list[Tree]) -> tuple[Tree, ...]:
+    """For each block but the last the struct of B (K, *size), from what the blocks give."""
+    *hidden, last = outputs
+    count = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(floats_of(last)))
+
+    def due(leaf):
+        return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
+
+    return tuple(jax.tree.map(due, floats_of(each)) for each in hidden)
+
+
 def roads(
     rule: str, model: Layer, shape: Shape, feedback: Feedback, key: jax.Array, params: Tree
 ) -> tuple[Tree, ...]:
     """For each block but the last, B (K, *size) from the K outputs to each float of its output."""
 
-    def outputs(params):
-        return [
-            floats_of(each.y) for each in forward_blocks(model, params, example_batch(shape), None)
-        ]
+    places = [block.place for block in several_blocks(rule, model, params)]
 
-    *hidden, last = jax.eval_shape(outputs, params)
-    if not hidden:
-        raise LayerError(
-            rule, f"the model {model.name} is one block; a serial of two parametrised layers is due"
-        )
-    count = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(last))
+    def draw(i, due):
+        b = feedback(jax.random.fold_in(key, i), due.shape)
+        if jnp.shape(b) != due.shape:
+            raise LayerError(
+                rule, f"feedback gave {jnp.shape(b)} for {places[i]}, {due.shape} is due"
+            )
+        check_some(rule, b, places[i])
+        return jnp.asarray(b).astype(due.dtype)
 
-    def draw(i, leaf):
-        due = (count, *leaf.shape[1:])
-        b = feedback(jax.random.fold_in(key, i), due)
-        if jnp.shape(b) != due:
-            raise LayerError(rule, f"feedback gave {jnp.shape(b)}, {due} is due")
-        return jnp.asarray(b).astype(leaf.dtype)
-
-    return tuple(jax.tree.map(lambda leaf, i=i: draw(i, leaf), y) for i, y in enumerate(hidden))
+    due = roads_due(shapes_between(rule, model, params, shape))
+    return tuple(jax.tree.map(functools.partial(draw, i), y) for i, y in enumerate(due))
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from ..combinators import joined_blocks
-from ..layer import Layer, Shape, gradient
+from ..layer import Layer, Shape
 from ..losses import Loss
+from ..sweep import checked_batch
 from .backpropagation import Rule
-from .direct import Feedback, along, checked, flat, forward_blocks, normal, roads, value_and_error
+from .chain import activities, chain, check_example, check_shape, model_and_loss
+from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
+from .state import check_state
+
+NAME = "direct_feedback_alignment"
 
 
 def direct_feedback_alignment(
@@ -33,8 +38,10 @@ def direct_feedback_alignment(
         last.
 
     Raises:
-        LayerError: for a loss with parameters; in ``init``, when the model is one block or
-            ``feedback`` gives another shape; and as the layers and the loss.
+        LayerError: for a loss with parameters and a ``shape`` that is none; in ``init``, when the
+            model is one block, or ``feedback`` gives zeros or another shape; while tracing for a
+            state of another rule or model and examples of another shape; and as the layers and the
+            loss.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import direct_feedback_alignment, mean_squared_error, mlp
@@ -48,19 +55,20 @@ def direct_feedback_alignment(
     >>> tree[0]["w"].shape
     (5, 2)
     """
-    model, loss = checked("direct_feedback_alignment", model, loss)
+    model, loss = model_and_loss(NAME, model, loss)
+    check_shape(NAME, shape)
 
     def init(key, params):
-        return roads("direct_feedback_alignment", model, shape, feedback, key, params)
+        return roads(NAME, model, shape, feedback, key, params)
 
     def estimate(params, state, x, y, key):
-        passed = forward_blocks(model, params, x, key)
-        value, e = value_and_error(loss, passed, x, y)
+        x, _ = checked_batch(x, y)
+        check_example(NAME, shape, x)
+        outputs, backs = activities(chain(NAME, model, params, key), x)
+        check_state(NAME, state, roads_due(outputs))
+        value, e = output_error(loss, outputs[-1], y)
         deltas = [along(flat(e), b) for b in state]
-        trees = [
-            each.layer.backward(each.params, each.residuals, delta, gradient)[1]
-            for each, delta in zip(passed, [*deltas, e], strict=True)
-        ]
+        trees = [back(delta)[1] for back, delta in zip(backs, [*deltas, e], strict=True)]
         return value, joined_blocks(model, trees), state
 
     return Rule(init, estimate, model.apply)

@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from ..combinators import joined_blocks
-from ..layer import Layer, LayerError, Shape, gradient, is_inexact
+from ..layer import Layer, LayerError, Shape, is_inexact
 from ..losses import Loss
+from ..sweep import checked_batch
 from .backpropagation import Rule
-from .direct import Feedback, along, checked, flat, forward_blocks, normal, roads, value_and_error
+from .chain import activities, chain, check_example, check_shape, model_and_loss
+from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
+from .state import check_state
+
+NAME = "direct_random_target_projection"
 
 
 def direct_random_target_projection(
@@ -47,20 +52,21 @@ def direct_random_target_projection(
     >>> tree[0]["w"].shape
     (5, 2)
     """
-    model, loss = checked("direct_random_target_projection", model, loss)
+    model, loss = model_and_loss(NAME, model, loss)
+    check_shape(NAME, shape)
 
     def init(key, params):
-        return roads("direct_random_target_projection", model, shape, feedback, key, params)
+        return roads(NAME, model, shape, feedback, key, params)
 
     def estimate(params, state, x, y, key):
-        passed = forward_blocks(model, params, x, key)
-        value, e = value_and_error(loss, passed, x, y)
-        target = flat(_target(passed[-1].y, y))
+        x, _ = checked_batch(x, y)
+        check_example(NAME, shape, x)
+        outputs, backs = activities(chain(NAME, model, params, key), x)
+        check_state(NAME, state, roads_due(outputs))
+        value, e = output_error(loss, outputs[-1], y)
+        target = flat(_target(outputs[-1], y))
         deltas = [along(target / len(target), b) for b in state]
-        trees = [
-            each.layer.backward(each.params, each.residuals, delta, gradient)[1]
-            for each, delta in zip(passed, [*deltas, e], strict=True)
-        ]
+        trees = [back(delta)[1] for back, delta in zip(backs, [*deltas, e], strict=True)]
         return value, joined_blocks(model, trees), state
 
     return Rule(init, estimate, model.apply)
@@ -74,7 +80,7 @@ def _target(prediction: jax.Array, y: jax.Array) -> jax.Array:
     if shape and not is_inexact(y) and jnp.shape(y) == shape[:-1]:
         return jax.nn.one_hot(y, shape[-1], dtype=prediction.dtype)
     raise LayerError(
-        "direct_random_target_projection",
+        NAME,
         f"the target is {jnp.result_type(y)}{list(jnp.shape(y))}, labels {list(shape[:-1])} or "
         f"floats {list(shape)} are due",
     )

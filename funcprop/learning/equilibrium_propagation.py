@@ -11,10 +11,11 @@ from ..combinators import serial
 from ..layer import Layer, LayerError, as_layer, check_count, position
 from ..layers.activations import elementwise
 from ..layers.dense import affine
-from ..losses import Loss, as_loss, no_parameters
+from ..losses import Loss
 from ..sweep import checked_batch
 from ..targets import one_hot
 from .backpropagation import Rule
+from .chain import model_and_loss
 
 Tree = Any
 NAME = "equilibrium_propagation"
@@ -85,7 +86,13 @@ def equilibrium_propagation(
     >>> value.shape, grads[0]["w"].shape, rule.predict(params, jnp.ones((4, 2))).shape
     ((), (3, 2), (4, 1))
     """
-    model, loss, activation = as_layer(model, NAME), as_loss(loss), as_layer(activation, NAME)
+    model, loss = model_and_loss(NAME, model, loss)
+    activation = as_layer(activation, f"{NAME}: activation")
+    kept, out = activation.init(jax.random.key(0), (2,))
+    if jax.tree.leaves(kept) or out != (2,):
+        raise LayerError(
+            NAME, f"activation is {activation.name}, one that works element by element is due"
+        )
     stacked = model.rebuild is serial().rebuild
     for i, part in enumerate(model.parts if stacked else (model,)):
         if part.name != "dense":
@@ -95,8 +102,6 @@ def equilibrium_propagation(
                 "leave this one out, and give the activation as an argument of the rule",
                 f"layers[{i}]" if stacked else "",
             )
-    if loss.init is not no_parameters:
-        raise LayerError(NAME, f"{loss.name} has parameters; put them into the model")
     if not beta > 0:
         raise LayerError(NAME, f"beta is {beta}, a number above 0 is due")
     if not 0 < rate <= 1:

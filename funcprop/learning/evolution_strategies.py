@@ -15,6 +15,7 @@ from ..layer import Layer, LayerError, as_layer, check_count, is_inexact
 from ..losses import Loss
 from ..sweep import mean_loss
 from .backpropagation import Rule
+from .state import own_key
 
 Tree = Any
 
@@ -171,10 +172,9 @@ def evolution(
     def estimate(params, state, x, y, key):
         if key is None:
             return value_at(params, x, y, None), jax.tree.map(jnp.zeros_like, params), state
-        own_key, noise_key = jax.random.split(key)
         run = search if axis is None else _split_over(axis, search)
-        tree = run(params, x, y, own_key, noise_key)
-        return value_at(params, x, y, own_key), tree, state
+        tree = run(params, x, y, key, own_key(key))
+        return value_at(params, x, y, key), tree, state
 
     def no_prediction(params, x):
         raise LayerError("evolution", "an objective has no prediction; give evolution a predict")

@@ -6,14 +6,13 @@ whatever else a layer has keep their true values on the way back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..layer import LayerError, is_concrete, with_floats
+from ..layer import Layer, LayerError, is_concrete, with_floats
 
 Tree = Any
 MATRICES = ("w", "u")
@@ -28,14 +27,6 @@ def matrices(tree: Tree) -> Tree:
 
 def carriers(params: Tree, feedback: Tree) -> Tree:
     """``params`` with the matrices of ``feedback`` in the place of their own."""
-    due: Any = jax.tree.structure(matrices(params))
-    came: Any = jax.tree.structure(feedback)
-    if due != came:
-        raise LayerError(
-            "feedback",
-            f"it is a tree {came}, {due} is due, as the rule's init gives it; evaluate takes it as "
-            "rule_state=state.rule_state",
-        )
     return with_floats(params, feedback)
 
 
@@ -45,12 +36,20 @@ def as_large(key: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def drawn(
-    rule: str, feedback: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, params: Tree
+    rule: str,
+    model: Layer,
+    feedback: Callable[[jax.Array, jax.Array], jax.Array],
+    key: jax.Array,
+    params: Tree,
 ) -> Tree:
     """``feedback(key, w)`` for every matrix w, shaped like the params with ``None`` elsewhere."""
     found, structure = jax.tree_util.tree_flatten_with_path(matrices(params))
     if not found:
-        raise LayerError(rule, 'the model has no matrices, leaves named "w" or "u"')
+        raise LayerError(
+            rule,
+            f"the model, {model.name}, has no matrices that feedback could stand for, leaves "
+            'named "w" or "u"; take backpropagation',
+        )
     leaves = []
     for i, (path, w) in enumerate(found):
         b = feedback(jax.random.fold_in(key, i), w)
@@ -59,12 +58,17 @@ def drawn(
             came = f"{jnp.result_type(b)}{list(jnp.shape(b))}"
             due = f"{w.dtype}{list(w.shape)}"
             raise LayerError(rule, f"feedback gave {came} for {where}, {due} is due")
-        if is_concrete(b) and math.prod(w.shape) and not jnp.any(b):
-            raise LayerError(
-                rule, f"the feedback of {where} is 0, so no error would pass; give feedback=..."
-            )
+        check_some(rule, b, where)
         leaves.append(b)
     return jax.tree.unflatten(structure, leaves)
+
+
+def check_some(rule: str, b: jax.Array, where: str) -> None:
+    """Raises where a matrix of feedback is known, and 0."""
+    if is_concrete(b) and jnp.size(b) and not jnp.any(b):
+        raise LayerError(
+            rule, f"the feedback of {where} is 0, so no error would pass; give feedback=..."
+        )
 
 
 def _name(path: Any) -> Any:

@@ -10,7 +10,8 @@ from ..layer import Layer
 from ..losses import Loss
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
-from .feedback import as_large, carriers, drawn
+from .feedback import as_large, carriers, drawn, matrices
+from .state import check_state
 
 
 def feedback_alignment(
@@ -56,9 +57,10 @@ def feedback_alignment(
     sweep = value_and_backprop(model, loss)
 
     def init(key, params):
-        return drawn("feedback_alignment", feedback, key, params)
+        return drawn("feedback_alignment", model, feedback, key, params)
 
     def estimate(params, state, x, y, key):
+        check_state("feedback_alignment", state, matrices(params))
         value, tree = sweep(params, x, y, weights=carriers(params, state), key=key)
         return value, tree, state
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..combinators import blocks, joined_blocks
+from ..combinators import Block, blocks, joined_blocks
 from ..layer import Layer, LayerError, Site, as_layer, check_count, check_float, gradient
 from ..sweep import checked_batch
 from ..targets import one_hot
 from .backpropagation import Rule
+from .chain import check_array, functions
+from .state import own_key
 
 Tree = Any
 NAME = "forward_forward"
@@ -71,12 +75,10 @@ def forward_forward(
     def estimate(params, state, x, y, key):
         x, size = checked_batch(x, y)
         check_float(NAME, x)
-        own_key = None
         if key is None:
             shifts = jnp.arange(1, classes, dtype=jnp.int32)[:, None]
         else:
-            own_key, key = jax.random.split(key)
-            shifts = jax.random.randint(key, (1, size), 1, classes, jnp.int32)
+            shifts = jax.random.randint(own_key(key), (1, size), 1, classes, jnp.int32)
         like = jnp.zeros((size, classes), x.dtype)
         true = one_hot(NAME, y, like)
         if true is y:
@@ -89,14 +91,17 @@ def forward_forward(
         share = jnp.where(sign > 0, 1 / size, 1 / (size * len(wrong))).astype(h.dtype)
 
         value, trees = jnp.zeros((), h.dtype), []
-        for i, (block, part, part_key) in enumerate(_keyed(model, params, own_key)):
-            h, residuals = block.forward(part, h, part_key)
-            goodness = _goodness(h, i)
+        found = blocks(model, params)
+        for block, f in zip(found, functions(NAME, found, key), strict=True):
+            with _label_appended(block, classes):
+                h, back = f(h)
+            check_array(NAME, block, h)
+            goodness = _goodness(h)
             margin = sign * slope * (goodness - threshold)
             value += jnp.sum(share * jax.nn.softplus(-margin))
             by_goodness = -share * sign * slope * jax.nn.sigmoid(-margin)
             delta = _by_example(by_goodness, h) * 2 * h / (h.size // len(h))
-            trees.append(block.backward(part, residuals, delta, _unmixed)[1])
+            trees.append(back(delta, _unmixed)[1])
             h = _direction(h)
         return value, joined_blocks(model, trees), state
 
@@ -106,9 +111,11 @@ def forward_forward(
         def of_label(label):
             h = _beside(x, jnp.broadcast_to(label, (len(x), classes)))
             total = jnp.zeros(len(x), x.dtype)
-            for i, (block, part) in enumerate(blocks(model, params)):
-                h = block.apply(part, h)
-                total += _goodness(h, i)
+            for block in blocks(model, params):
+                with _label_appended(block, classes):
+                    h = block.layer.apply(block.params, h)
+                check_array(NAME, block, h)
+                total += _goodness(h)
                 h = _direction(h)
             return total
 
@@ -117,11 +124,20 @@ def forward_forward(
     return Rule(lambda key, params: (), estimate, predict)
 
 
-def _keyed(model: Layer, params: Tree, key: jax.Array | None) -> list[tuple[Layer, Tree, Any]]:
-    """The blocks, each with its parameters and a key of its own."""
-    found = blocks(model, params)
-    keys = [None] * len(found) if key is None else jax.random.split(key, len(found))
-    return [(*pair, part_key) for pair, part_key in zip(found, keys, strict=True)]
+@contextmanager
+def _label_appended(block: Block, classes: int) -> Iterator[None]:
+    """Says of an error of the first block that its input is longer than the features."""
+    try:
+        yield
+    except LayerError as error:
+        if block.first:
+            raise
+        raise LayerError(
+            error.layer,
+            f"{error.message}; {NAME} appends the label, {classes} classes, to the features of x: "
+            "init the model with so many more",
+            error.position,
+        ) from None
 
 
 def _beside(x: jax.Array, labels: jax.Array) -> jax.Array:
@@ -134,18 +150,13 @@ def _by_example(numbers: jax.Array, like: jax.Array) -> jax.Array:
     return numbers.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def _goodness(h: Tree, i: int) -> jax.Array:
-    if not hasattr(h, "dtype"):
-        raise LayerError(
-            NAME, f"block {i} gives a {type(h).__name__}, one array is due; end it with pick(0)"
-        )
-    check_float(NAME, h, f"the output of block {i}")
+def _goodness(h: jax.Array) -> jax.Array:
     return jnp.mean(h * h, axis=tuple(range(1, h.ndim)))
 
 
 def _direction(h: jax.Array) -> jax.Array:
     # The smallest normal number keeps a block that is silent from dividing by 0.
-    norm = jnp.sqrt(_goodness(h, 0) + jnp.finfo(h.dtype).tiny)
+    norm = jnp.sqrt(_goodness(h) + jnp.finfo(h.dtype).tiny)
     return h / _by_example(norm, h)
 
 

@@ -17,14 +17,16 @@ from ..layer import (
     check_count,
     floats_of,
     gradient,
-    position,
     with_floats,
 )
 from ..losses import Loss, as_loss, no_parameters
 from ..sweep import checked_batch, mean_loss
 from .backpropagation import Rule
+from .chain import functions
+from .state import own_key
 
 Tree = Any
+NAME = "forward_gradient"
 
 
 def forward_gradient(
@@ -74,10 +76,10 @@ def forward_gradient(
     ((), (3, 2))
     """
     model, loss = as_layer(model, "model"), as_loss(loss)
-    check_count("forward_gradient", "directions", directions)
+    check_count(NAME, "directions", directions)
     if activities and loss.init is not no_parameters:
         raise LayerError(
-            "forward_gradient",
+            NAME,
             f"{loss.name} has parameters, which no activity stands for; put them into the model",
         )
     value_of = mean_loss(model, loss)
@@ -92,21 +94,19 @@ def forward_gradient(
 
     def by_activities(params, x, y, key, direction_keys):
         x, size = checked_batch(x, y)
-        parts = blocks(model, params)
-        keys = list(jax.random.split(key, len(parts)))
+        fs = functions(NAME, blocks(model, params), key)
 
         def forward(added):
-            h, outputs, kept = x, [], []
-            for i, ((block, part), block_key) in enumerate(zip(parts, keys, strict=True)):
-                with position(f"blocks[{i}]"):
-                    h, residuals = block.forward(part, h, block_key)
+            h, outputs, backs = x, [], []
+            for i, f in enumerate(fs):
+                h, back = f(h)
                 outputs.append(floats_of(h))
                 if added is not None:
                     h = with_floats(h, jax.tree.map(jnp.add, outputs[i], added[i]))
-                kept.append(residuals)
-            return loss.apply((), (h, y)), (outputs, kept)
+                backs.append(back)
+            return loss.apply((), (h, y)), (outputs, backs)
 
-        losses, (outputs, kept) = forward(None)
+        losses, (outputs, backs) = forward(None)
 
         def along(direction_key):
             u = optax.tree.random_like(direction_key, outputs)
@@ -114,12 +114,8 @@ def forward_gradient(
             _, d = jax.jvp(lambda added: forward(added)[0], (zeros,), (u,))
             return jax.tree.map(lambda leaf: _each(d, leaf) * leaf / size, u)
 
-        trees = [
-            block.backward(part, residuals, delta, _own_gradient)[1]
-            for (block, part), residuals, delta in zip(
-                parts, kept, _mean_of(along, direction_keys), strict=True
-            )
-        ]
+        deltas = _mean_of(along, direction_keys)
+        trees = [back(d, _own_gradient)[1] for back, d in zip(backs, deltas, strict=True)]
         return jnp.mean(losses), joined_blocks(model, trees)
 
     form = by_activities if activities else by_weights
@@ -127,9 +123,8 @@ def forward_gradient(
     def estimate(params, state, x, y, key):
         if key is None:
             return value_of(params, x, y, None), jax.tree.map(jnp.zeros_like, params), state
-        own_key, direction_key = jax.random.split(key)
-        direction_keys = jax.random.split(direction_key, directions)
-        value, grads = form(params, x, y, own_key, direction_keys)
+        direction_keys = jax.random.split(own_key(key), directions)
+        value, grads = form(params, x, y, key, direction_keys)
         return value, matched(grads, Varying.of(params)), state
 
     return Rule(lambda key, params: (), estimate, model.apply)

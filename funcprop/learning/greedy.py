@@ -8,14 +8,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..combinators import blocks, joined_blocks, serial
-from ..layer import Layer, LayerError, Shape, as_layer, example_batch, gradient, is_inexact
+from ..combinators import Block, joined_blocks, serial
+from ..layer import Layer, LayerError, Shape, gradient
 from ..layers.activations import identity
 from ..layers.dense import affine
 from ..layers.shape import flatten
-from ..losses import Loss, as_loss, no_parameters
+from ..losses import Loss
 from ..sweep import checked_batch, forward_pass
 from .backpropagation import Rule
+from .chain import (
+    chain,
+    check_array,
+    check_shape,
+    model_and_loss,
+    several_blocks,
+    shapes_between,
+)
+from .state import check_optimizer, check_state, descended
 
 Tree = Any
 NAME = "greedy"
@@ -73,27 +82,16 @@ def greedy(model: Layer, loss: Loss, shape: Shape, optimizer: optax.GradientTran
     >>> value.shape, grads[0]["w"].shape, state.heads[0]["w"].shape
     ((), (3, 2), (1, 3))
     """
-    model, loss = as_layer(model, "model"), as_loss(loss)
-    if loss.init is not no_parameters:
-        raise LayerError(NAME, f"{loss.name} has parameters; put them into the model")
+    model, loss = model_and_loss(NAME, model, loss)
+    check_shape(NAME, shape)
+    check_optimizer(NAME, optimizer)
 
     def readouts(params):
         """A layer for each block, and the shapes that they take."""
-
-        def outputs(params, h):
-            return [h := block.apply(part, h) for block, part in blocks(model, params)]
-
-        dtype = jax.tree.leaves(params)[0].dtype
-        x = jax.tree.map(
-            lambda leaf: leaf.astype(dtype) if is_inexact(leaf) else leaf, example_batch(shape)
-        )
-        *hidden, prediction = jax.eval_shape(outputs, params, x)
-        if not hidden:
-            raise LayerError(
-                NAME,
-                f"{model.name} is one block; a serial of two or more is due, or backpropagation",
-            )
-        layers = [_readout(i, struct, prediction) for i, struct in enumerate(hidden)]
+        *hidden, prediction = shapes_between(NAME, model, params, shape)
+        found = several_blocks(NAME, model, params)
+        check_array(NAME, found[-1], prediction)
+        layers = [_readout(*pair, prediction) for pair in zip(found, hidden, strict=False)]
         return [*layers, identity], [struct.shape[1:] for struct in hidden]
 
     def init(key, params):
@@ -107,36 +105,32 @@ def greedy(model: Layer, loss: Loss, shape: Shape, optimizer: optax.GradientTran
 
     def estimate(params, state, x, y, key):
         h, size = checked_batch(x, y)
-        parts, (layers, _) = blocks(model, params), readouts(params)
-        keys = [None] * len(parts) if key is None else jax.random.split(key, len(parts))
+        check_state(NAME, state, jax.eval_shape(init, jax.random.key(0), params))
+        layers, _ = readouts(params)
         trees, head_trees = [], []
-        for (block, part), block_key, readout, head in zip(
-            parts, keys, layers, (*state.heads, ()), strict=True
-        ):
-            h, residuals = block.forward(part, h, block_key)
-            losses, back = forward_pass(readout, loss, head, h, y, weights=None, key=None)
-            delta, head_tree = back.from_losses(jnp.full_like(losses, 1 / size), gradient)
-            trees.append(block.backward(part, residuals, delta)[1])
-            head_trees.append(head_tree)
-        updates, opt_state = optimizer.update(tuple(head_trees[:-1]), state.opt_state, state.heads)
-        new = GreedyState(optax.apply_updates(state.heads, updates), opt_state)
-        return jnp.mean(losses), joined_blocks(model, trees), new
+        fs = chain(NAME, model, params, key)
+        for f, readout, head in zip(fs, layers, (*state.heads, ()), strict=True):
+            h, back = f(h)
+            losses, from_readout = forward_pass(readout, loss, head, h, y, weights=None, key=None)
+            delta, tree = from_readout.from_losses(jnp.full_like(losses, 1 / size), gradient)
+            head_trees.append(tree)
+            trees.append(back(delta)[1])
+        new = descended(NAME, optimizer, tuple(head_trees[:-1]), state.opt_state, state.heads)
+        return jnp.mean(losses), joined_blocks(model, trees), GreedyState(*new)
 
     return Rule(init, estimate, model.apply)
 
 
-def _readout(i: int, hidden: Tree, prediction: Tree) -> Layer:
-    """An affine map from the output of block i to the prediction."""
-    for what, struct in ((f"block {i}", hidden), ("the model", prediction)):
-        if not hasattr(struct, "dtype"):
-            came = f"a {type(struct).__name__}"
-            raise LayerError(NAME, f"{what} gives {came}, one array is due; end it with pick(0)")
+def _readout(block: Block, hidden: Tree, prediction: Tree) -> Layer:
+    """An affine map from the output of a block to the prediction."""
+    check_array(NAME, block, hidden)
     if hidden.shape[:-1] == prediction.shape[:-1]:
         return affine(prediction.shape[-1])
     if prediction.ndim == 2:
         return serial(flatten, affine(prediction.shape[-1]))
     raise LayerError(
         NAME,
-        f"block {i} gives {hidden.shape[1:]} an example, the prediction is {prediction.shape[1:]}; "
-        "a readout keeps all axes but the last, or gives (C,)",
+        f"the block of {block.names} gives {hidden.shape[1:]} an example, the prediction is "
+        f"{prediction.shape[1:]}; a readout keeps all axes but the last, or gives (C,)",
+        block.place,
     )

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..combinators import blocks, joined_blocks
+from ..combinators import Block, blocks, joined_blocks
 from ..contraction import total
-from ..layer import Layer, LayerError, Site, as_layer, check_float
-from ..losses import Loss, as_loss, no_parameters
+from ..layer import Layer, LayerError, Site, as_layer
+from ..losses import Loss
 from ..statistics.statistic import AtSite, map_sites
 from ..sweep import checked_batch
 from .backpropagation import Rule
+from .chain import check_array, functions, model_and_loss
 
 Tree = Any
 NAME = "hebbian"
@@ -57,23 +58,22 @@ def hebbian(model: Layer, loss: Loss | None = None, *, oja: bool = False) -> Rul
     >>> float(value), tree["w"].tolist()
     (4.0, [[6.0, -6.0]])
     """
-    model, loss = as_layer(model, "model"), None if loss is None else as_loss(loss)
-    if loss is not None and loss.init is not no_parameters:
-        raise LayerError(NAME, f"{loss.name} has parameters; put them into the model")
+    if loss is None:
+        model = as_layer(model, "model")
+    else:
+        model, loss = model_and_loss(NAME, model, loss)
 
     def estimate(params, state, x, y, key):
         h, size = checked_batch(x, y)
-        parts, trees = blocks(model, params), []
-        keys = [None] * len(parts) if key is None else jax.random.split(key, len(parts))
-        for i, ((block, part), block_key) in enumerate(zip(parts, keys, strict=True)):
-            h, residuals = block.forward(part, h, block_key)
-            if not hasattr(h, "dtype"):
-                came = f"a {type(h).__name__}"
-                raise LayerError(NAME, f"block {i} gives {came}, one array is due")
-            check_float(NAME, h, f"the output of block {i}")
-            found = block.backward(part, residuals, h, _with_squares)[1]
-            _check_one_matrix(i, block, part, found)
-            trees.append(map_sites(lambda at, own: _change(at, own, oja, size), found, part))
+        trees, found = [], blocks(model, params)
+        for block, f in zip(found, functions(NAME, found, key), strict=True):
+            h, back = f(h)
+            check_array(NAME, block, h)
+            _, at_site = back(h, _with_squares)
+            _check_one_matrix(block, at_site)
+            trees.append(
+                map_sites(lambda at, own: _change(at, own, oja, size), at_site, block.params)
+            )
         value = jnp.mean(h * h) if loss is None else jnp.mean(loss.apply((), (h, y)))
         return value, joined_blocks(model, trees), state
 
@@ -96,15 +96,15 @@ def _with_squares(site: Site, inputs: Tree, delta: Tree) -> AtSite:
     return AtSite((grads, {"w": w, "b": squares}), jnp.zeros(()))
 
 
-def _check_one_matrix(i: int, block: Layer, part: Tree, found: Tree) -> None:
+def _check_one_matrix(block: Block, found: Tree) -> None:
     """Raises where the block's delta is not that of its only matrix, as inside ``repeat``."""
     sites = [at for at in jax.tree.leaves(found, is_leaf=_is_at_site) if _is_at_site(at)]
     if len(sites) != 1 or jnp.ndim(sites[0].depth):
-        parts = block.parts if block.name == "serial" else (block,)
         raise LayerError(
             NAME,
-            f"block {i} ({', '.join(layer.name for layer in parts)}) is not one matrix, whose "
-            "output it gives; put its layers one by one into a serial",
+            f"the block of {block.names} is not one matrix, whose output it gives; put its layers "
+            "one by one into a serial",
+            block.place,
         )
 
 

@@ -11,20 +11,14 @@ from ..combinators import joined_blocks
 from ..layer import Layer, LayerError, Shape, Site, gradient
 from ..losses import Loss
 from ..statistics.statistic import AtSite, map_sites
+from ..sweep import checked_batch
 from .backpropagation import Rule
-from .direct import (
-    Feedback,
-    Passed,
-    along,
-    checked,
-    flat,
-    forward_blocks,
-    normal,
-    roads,
-    value_and_error,
-)
+from .chain import activities, chain, check_example, check_shape, model_and_loss, several_blocks
+from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
 from .feedback import matrices
+from .state import check_state
 
+NAME = "indirect_feedback_alignment"
 Tree = Any
 
 
@@ -48,7 +42,7 @@ def indirect_feedback_alignment(
         A :class:`~funcprop.Rule`; its state is B (K, n), n the size of the first layer's output.
 
     Raises:
-        LayerError: as :func:`~funcprop.direct_feedback_alignment`, and while tracing for a layer
+        LayerError: as :func:`~funcprop.direct_feedback_alignment`, and for a layer with parameters
             that is not dense, by name.
 
     >>> import jax, jax.numpy as jnp
@@ -61,48 +55,50 @@ def indirect_feedback_alignment(
     >>> state.shape, tree[1]["w"].shape
     ((3, 5), (4, 5))
     """
-    model, loss = checked("indirect_feedback_alignment", model, loss)
+    model, loss = model_and_loss(NAME, model, loss)
+    check_shape(NAME, shape)
 
     def init(key, params):
-        return roads("indirect_feedback_alignment", model, shape, feedback, key, params)[0]
+        _matrices(model, params)
+        return roads(NAME, model, shape, feedback, key, params)[0]
 
     def estimate(params, state, x, y, key):
-        passed = forward_blocks(model, params, x, key)
-        value, e = value_and_error(loss, passed, x, y)
+        x, _ = checked_batch(x, y)
+        check_example(NAME, shape, x)
+        weights = _matrices(model, params)
+        outputs, backs = activities(chain(NAME, model, params, key), x)
+        check_state(NAME, state, roads_due(outputs)[0])
+        value, e = output_error(loss, outputs[-1], y)
         trees, delta = [], None
-        for each in passed[:-1]:
-            sent = along(flat(e), state) if delta is None else delta @ _weights(each).T
-            delta, tree = _sent_back(each, sent)
-            trees.append(tree)
-        trees.append(_sent_back(passed[-1], e)[1])
+        for back, w in zip(backs[:-1], weights[:-1], strict=True):
+            sent = along(flat(e), state) if delta is None else delta @ w.T
+            _, found = back(sent, _with_delta)
+            (at,) = filter(_is_at_site, jax.tree.leaves(found, is_leaf=_is_at_site))
+            delta = at.piece[0]
+            trees.append(map_sites(lambda at: at.piece[1], found))
+        trees.append(backs[-1](e)[1])
         return value, joined_blocks(model, trees), state
 
     return Rule(init, estimate, model.apply)
 
 
-def _sent_back(block: Passed, sent: jax.Array) -> tuple[jax.Array, Tree]:
-    """The delta at a block's one dense layer, and the block's tree."""
-    if jnp.shape(sent) != jnp.shape(block.y):
-        raise LayerError(
-            "indirect_feedback_alignment",
-            f"an error {jnp.shape(sent)} comes to a block whose output is {jnp.shape(block.y)}; "
-            "behind a dense layer what keeps its shape is due",
-        )
-    _, found = block.layer.backward(block.params, block.residuals, sent, _with_delta)
-    (at,) = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, AtSite))
-    return at.piece[0], map_sites(lambda at: at.piece[1], found)
+def _matrices(model: Layer, params: Tree) -> list[jax.Array]:
+    """W of each block, all of which must be dense."""
+    found = several_blocks(NAME, model, params)
+    for block in found:
+        for i, (layer, part) in enumerate(zip(block.layer.parts, block.params, strict=True)):
+            if layer.name != "dense" and jax.tree.leaves(part):
+                raise LayerError(
+                    layer.name,
+                    f"{NAME} passes through dense layers alone; take direct_feedback_alignment",
+                    f"layers[{(block.first or 0) + i}]",
+                )
+    return [jax.tree.leaves(matrices(block.params))[0] for block in found]
 
 
 def _with_delta(site: Site, inputs: Tree, delta: Tree) -> AtSite:
-    if site.name != "dense":
-        raise LayerError(
-            site.name,
-            "indirect_feedback_alignment passes through dense layers alone; take "
-            "direct_feedback_alignment",
-        )
     return AtSite((delta, gradient(site, inputs, delta)), jnp.zeros(()))
 
 
-def _weights(block: Passed) -> jax.Array:
-    (w,) = jax.tree.leaves(matrices(block.params))
-    return w
+def _is_at_site(node: Any) -> bool:
+    return isinstance(node, AtSite)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, Shape, as_layer, example_batch, is_inexact
-from ..losses import Loss, as_loss, no_parameters
+from ..layer import Layer, LayerError, Shape, is_inexact
+from ..losses import Loss
 from ..statistics.curvature import Errors, sampled
 from ..statistics.kfac import factors_of, kfac_factors
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
+from .chain import check_shape, example_for, model_and_loss
+from .state import check_state, own_key
 
 Tree = Any
 
@@ -75,9 +77,8 @@ def kfac(
     >>> state.factors.inputs.shape, grads["w"].shape
     ((3, 3), (1, 2))
     """
-    model, loss = as_layer(model, "model"), as_loss(loss)
-    if loss.init is not no_parameters:
-        raise LayerError("kfac", f"{loss.name} has parameters; put them into the model")
+    model, loss = model_and_loss("kfac", model, loss)
+    check_shape("kfac", shape)
     if not 0 <= decay < 1:
         raise LayerError("kfac", f"decay is {decay}, a number in [0, 1) is due")
     sweep = value_and_backprop(model, loss)
@@ -85,7 +86,7 @@ def kfac(
 
     def init(key, params):
         def of_one(params):
-            y, residuals = model.forward(params, example_batch(shape))
+            y, residuals = model.forward(params, example_for(params, shape))
             column = jax.tree.map(lambda leaf: leaf[None] if is_inexact(leaf) else None, y)
             back = functools.partial(model.backward, params, residuals)
             return factors_of(back, column, 1, reduce)
@@ -95,9 +96,9 @@ def kfac(
         return KfacState(zeros, jnp.ones(()))
 
     def estimate(params, state, x, y, key):
-        own_key, errors_key = (None, None) if key is None else jax.random.split(key)
-        value, grads = sweep(params, x, y, key=own_key)
-        new = factors(params, x, y, key=errors_key)
+        check_state("kfac", state, jax.eval_shape(init, jax.random.key(0), params))
+        value, grads = sweep(params, x, y, key=key)
+        new = factors(params, x, y, key=None if key is None else own_key(key))
         average = jax.tree.map(lambda a, f: decay * a + (1 - decay) * f, state.average, new)
         return value, grads, KfacState(average, decay * state.weight)
 

@@ -13,6 +13,7 @@ from ..losses import Loss
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
 from .feedback import as_large, carriers, drawn, matrices
+from .state import check_optimizer, check_state, descended
 
 
 class KolenPollackState(NamedTuple):
@@ -47,7 +48,9 @@ def kolen_pollack(
         fit(kolen_pollack(model, loss, optimizer), optimizer, params, ...)
 
     The law holds for every optimiser whose updates depend on the gradients alone but for the
-    decay: SGD, momentum and Adam with the decay behind them (``optax.adamw``).
+    decay: SGD, Adam with the decay behind it (``optax.adamw``), and momentum with the decay between
+    it and the rate (``optax.chain(optax.trace(0.9), optax.add_decayed_weights(1e-4),
+    optax.scale(-0.1))``).
 
     Args:
         model: any layer.
@@ -59,7 +62,8 @@ def kolen_pollack(
         A :class:`~funcprop.Rule` with a :class:`KolenPollackState`.
 
     Raises:
-        LayerError: as :func:`~funcprop.feedback_alignment`.
+        LayerError: for an ``optimizer`` that is none, or needs more than a gradient; and as
+            :func:`~funcprop.feedback_alignment`.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from funcprop import kolen_pollack, mean_squared_error, mlp
@@ -72,16 +76,20 @@ def kolen_pollack(
     >>> tree[0]["w"].shape, bool((after.feedback[1]["w"] != state.feedback[1]["w"]).any())
     ((3, 2), True)
     """
+    check_optimizer("kolen_pollack", optimizer)
     sweep = value_and_backprop(model, loss)
 
     def init(key, params):
-        b = drawn("kolen_pollack", feedback, key, params)
+        b = drawn("kolen_pollack", model, feedback, key, params)
         return KolenPollackState(b, optimizer.init(b))
 
     def estimate(params, state, x, y, key):
+        like = matrices(params)
+        due = KolenPollackState(like, jax.eval_shape(optimizer.init, like))
+        check_state("kolen_pollack", state, due)
         b, opt_state = state
         value, tree = sweep(params, x, y, weights=carriers(params, b), key=key)
-        updates, opt_state = optimizer.update(matrices(tree), opt_state, b)
-        return value, tree, KolenPollackState(optax.apply_updates(b, updates), opt_state)
+        new = descended("kolen_pollack", optimizer, matrices(tree), opt_state, b)
+        return value, tree, KolenPollackState(*new)
 
     return Rule(init, estimate, model.apply)

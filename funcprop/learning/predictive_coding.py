@@ -14,7 +14,7 @@ from ..losses import Loss
 from ..sweep import checked_batch
 from .backpropagation import Rule
 from .chain import (
-    Block,
+    Function,
     activities,
     chain,
     losses_and_delta,
@@ -202,7 +202,7 @@ def at(errors: list[Error], x: Tree, z: list[Tree], l: int) -> tuple[Tree, Calla
     return errors[l]([x, *z][l], [*z, None][l])
 
 
-def _errors(fs: list[Block], loss: Loss, y: Tree) -> list[Error]:
+def _errors(fs: list[Function], loss: Loss, y: Tree) -> list[Error]:
     """For each block a function of what is below and above it that gives ε and the way back."""
 
     def between(f):

@@ -12,6 +12,7 @@ from ..losses import Loss
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
 from .feedback import carriers, drawn, matrices
+from .state import check_state, own_key
 
 
 def ones(key: jax.Array, w: jax.Array) -> jax.Array:
@@ -58,12 +59,12 @@ def sign_symmetry(
     sweep = value_and_backprop(model, loss)
 
     def init(key, params):
-        return drawn("sign_symmetry", magnitude, key, params)
+        return drawn("sign_symmetry", model, magnitude, key, params)
 
     def estimate(params, state, x, y, key):
+        check_state("sign_symmetry", state, matrices(params))
         if redraw and key is not None:
-            magnitude_key, key = jax.random.split(key)
-            state = init(magnitude_key, params)
+            state = init(own_key(key), params)
         signed = jax.tree.map(lambda m, w: m * jnp.sign(w), state, matrices(params))
         value, tree = sweep(params, x, y, weights=carriers(params, signed), key=key)
         return value, tree, state

@@ -17,6 +17,7 @@ from ..statistics.statistic import AtSite, map_sites
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
 from .feedback import as_large, carriers, drawn, matrices
+from .state import check_state, own_key
 
 Tree = Any
 
@@ -71,25 +72,26 @@ def weight_mirror(
     """
     if not rate > 0:
         raise LayerError("weight_mirror", f"rate is {rate}, a number above 0 is due")
+    given = f"rate is {rate}, and so is the decay" if decay is None else f"decay is {decay}"
     decay = rate if decay is None else decay
     if not 0 <= decay <= 1:
-        raise LayerError("weight_mirror", f"decay is {decay}, a number in [0, 1] is due")
+        raise LayerError("weight_mirror", f"{given}, a number in [0, 1] is due")
     check_count("weight_mirror", "samples", samples)
     sweep = value_and_backprop(model, loss, _with_site)
 
     def init(key, params):
-        return drawn("weight_mirror", feedback, key, params)
+        return drawn("weight_mirror", model, feedback, key, params)
 
     def estimate(params, state, x, y, key):
-        own_key = None if key is None else jax.random.fold_in(key, 0)
-        value, found = sweep(params, x, y, weights=carriers(params, state), key=own_key)
+        check_state("weight_mirror", state, matrices(params))
+        value, found = sweep(params, x, y, weights=carriers(params, state), key=key)
         tree = map_sites(lambda at: at.piece[1], found)
         if key is None:
             return value, tree, state
-        count = itertools.count(1)
+        count, noise_key = itertools.count(), own_key(key)
 
         def seen(at, own):
-            site_key = jax.random.fold_in(key, next(count))
+            site_key = jax.random.fold_in(noise_key, next(count))
             return _mirrored(at.piece[0], samples, at.depth.shape, site_key, own)
 
         new = map_sites(seen, found, params)
@@ -100,7 +102,14 @@ def weight_mirror(
 
 
 def _with_site(site: Site, inputs: Tree, delta: Tree) -> AtSite:
-    return AtSite((site, gradient(site, inputs, delta)), jnp.zeros(()))
+    tree = gradient(site, inputs, delta)
+    if site.rows is None and jax.tree.leaves(matrices(tree)):
+        raise LayerError(
+            site.name,
+            "it has no matrix form, as grouped convolutions and mixtures of experts have none, so "
+            "weight_mirror cannot send noise through it; take kolen_pollack",
+        )
+    return AtSite((site, tree), jnp.zeros(()))
 
 
 def _mirrored(
@@ -109,10 +118,6 @@ def _mirrored(
     """mean (y ξᵀ) in the place of each matrix of a site's parameters."""
     if not jax.tree.leaves(matrices(own)):
         return own
-    if site.rows is None:
-        raise LayerError(
-            site.name, "it has no matrix form for the noise of weight_mirror; take kolen_pollack"
-        )
     if repeats:
         inside = functools.partial(_mirrored, site, samples, repeats[1:])
         return jax.vmap(inside)(jax.random.split(key, repeats[0]), own)

@@ -1,0 +1,281 @@
+"""What all learning rules keep to: the model's masks, its places in errors, and their own state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import funcprop as fp
+from funcprop import LayerError
+from funcprop.statistics import precondition_by_kfac
+
+CE, SGD, KEY = fp.softmax_cross_entropy(), optax.sgd(0.1), jax.random.key(1)
+MODEL = fp.mlp((8, 6, 5, 3), fp.tanh)
+PARAMS, _ = MODEL.init(jax.random.key(0), (8,))
+X, Y = jax.random.normal(jax.random.key(2), (12, 8)), jnp.arange(12) % 3
+
+
+def own(key, w):
+    return w
+
+
+def redrawn(key, w):
+    return jnp.abs(w)
+
+
+# Each rule of a model and the shape of an example, as far as it has a state.
+STATEFUL = {
+    "feedback_alignment": lambda m, shape: fp.feedback_alignment(m, CE),
+    "sign_symmetry": lambda m, shape: fp.sign_symmetry(m, CE),
+    "kolen_pollack": lambda m, shape: fp.kolen_pollack(m, CE, optax.adam(0.1)),
+    "weight_mirror": lambda m, shape: fp.weight_mirror(m, CE, rate=0.1),
+    "direct_feedback_alignment": lambda m, shape: fp.direct_feedback_alignment(m, CE, shape),
+    "direct_random_target_projection": lambda m, shape: fp.direct_random_target_projection(
+        m, CE, shape
+    ),
+    "indirect_feedback_alignment": lambda m, shape: fp.indirect_feedback_alignment(m, CE, shape),
+    "difference_target_propagation": lambda m, shape: fp.difference_target_propagation(
+        m, CE, shape, optimizer=SGD
+    ),
+    "greedy": lambda m, shape: fp.greedy(m, CE, shape, SGD),
+    "kfac": lambda m, shape: fp.kfac(m, CE, shape),
+}
+SHAPED = list(STATEFUL)[4:]
+BY_BLOCKS = {
+    **{name: STATEFUL[name] for name in SHAPED[:5]},
+    "predictive_coding": lambda m, shape: fp.predictive_coding(m, CE),
+    "fixed_prediction": lambda m, shape: fp.fixed_prediction(m, CE),
+    "zil": lambda m, shape: fp.zil(m, CE),
+    "forward_gradient": lambda m, shape: fp.forward_gradient(m, CE, activities=True),
+    "hebbian": lambda m, shape: fp.hebbian(m, CE),
+}
+OTHERS = {
+    "evolution": lambda m, shape: fp.evolution_strategies(m, CE, pairs=2),
+    "forward_gradient by weights": lambda m, shape: fp.forward_gradient(m, CE),
+    "equilibrium_propagation": lambda m, shape: fp.equilibrium_propagation(m, CE),
+}
+EXACT = {
+    "zil": BY_BLOCKS["zil"],
+    "fixed_prediction": lambda m, shape: fp.fixed_prediction(m, CE, rate=1.0),
+    "feedback_alignment": lambda m, shape: fp.feedback_alignment(m, CE, feedback=own),
+    "sign_symmetry": lambda m, shape: fp.sign_symmetry(m, CE, magnitude=redrawn, redraw=True),
+    "kolen_pollack": lambda m, shape: fp.kolen_pollack(m, CE, optax.sgd(0.0), feedback=own),
+    "weight_mirror": lambda m, shape: fp.weight_mirror(m, CE, rate=1e-9, feedback=own),
+    "kfac": STATEFUL["kfac"],
+}
+EXACT_AT_THE_END = [*SHAPED[:5], "predictive_coding"]
+
+
+# ------------------------------------------------------------------------------------ masks
+
+DROPPING = fp.serial(
+    *(fp.dropout(0.2), fp.dense(9, fp.tanh), fp.dropout(0.5)),
+    *(fp.dense(7, fp.tanh), fp.dropout(0.5), fp.dense(3)),
+)
+
+
+def trained(rule, model, params, **more):
+    options = {"key": KEY, "steps": 3, "metrics": fp.alignment(rule, model, CE), **more}
+    return fp.fit(rule, optax.sgd(0.0), params, (X, Y), **options)[1]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_with_dropout_the_gradient_sees_the_same_masks(name):
+    """``alignment`` and the rule draw the same: rules that are exact have no angle."""
+    params, _ = DROPPING.init(jax.random.key(0), (8,))
+    history = trained(EXACT[name](DROPPING, (8,)), DROPPING, params)
+    assert max(history["angle"]) < 0.1
+    np.testing.assert_allclose(history["ratio"], 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EXACT_AT_THE_END)
+def test_with_dropout_the_last_block_is_exact(name):
+    params, _ = DROPPING.init(jax.random.key(0), (8,))
+    rule = {**STATEFUL, **BY_BLOCKS}[name](DROPPING, (8,))
+    last = len(DROPPING.parts) - 1
+    history = trained(rule, DROPPING, params)
+    if name == "predictive_coding":  # its input has settled, but masks are those of the value
+        due = trained(fp.backpropagation(DROPPING, CE), DROPPING, params)["loss"]
+        np.testing.assert_allclose(history["loss"], due, rtol=1e-5)
+    else:
+        assert max(history[f"angle[{last}]"]) < 0.1
+        assert min(history["angle"]) > 1
+
+
+@pytest.mark.parametrize("name", ["forward_gradient", "forward_gradient by weights", "evolution"])
+def test_with_dropout_the_value_is_that_of_backprop(name):
+    params, _ = DROPPING.init(jax.random.key(0), (8,))
+    rule = {**BY_BLOCKS, **OTHERS}[name](DROPPING, (8,))
+    found = rule.estimate(params, (), X, Y, KEY)[0]
+    due = fp.backpropagation(DROPPING, CE).estimate(params, (), X, Y, KEY)[0]
+    np.testing.assert_allclose(found, due, rtol=1e-5)
+
+
+def test_what_a_rule_draws_is_not_what_the_model_draws():
+    """The noise of a population, and of feedback networks, comes from a key of its own."""
+    from funcprop.learning.state import own_key
+
+    drawn = [jax.random.key_data(k).tolist() for k in jax.random.split(KEY, 1000)]
+    assert jax.random.key_data(own_key(KEY)).tolist() not in drawn
+
+
+# ------------------------------------------------------------------------------------ places
+
+
+@pytest.mark.parametrize("name", BY_BLOCKS)
+def test_errors_name_the_places_of_the_model(name):
+    """Not those within a block: the third layer is layers[2] whatever cuts the model."""
+    model = fp.serial(fp.dense(6), fp.relu, fp.dense(5), fp.tanh, fp.dense(3))
+    params, _ = model.init(jax.random.key(0), (8,))
+    rule = BY_BLOCKS[name](model, (8,))
+    state = rule.init(KEY, params)
+    wrong = (*params[:2], {"w": jnp.ones((5, 4)), "b": jnp.ones(5)}, *params[3:])
+    with pytest.raises(LayerError, match=r"^layers\[2\] dense: x has 6 features.*take 4"):
+        jax.eval_shape(rule.estimate, wrong, state, X, Y, KEY)
+    with pytest.raises(LayerError, match=r"serial: params has 4 entries, a tuple of 5 is due"):
+        jax.eval_shape(rule.estimate, params[1:], state, X, Y, KEY)
+
+
+@pytest.mark.parametrize("name", ["forward_gradient", "hebbian"])
+def test_refusals_name_the_places_of_the_model(name):
+    model = fp.serial(fp.dense(6, fp.relu), fp.dense(6, fp.relu), fp.batch_norm(), fp.dense(3))
+    params, _ = model.init(jax.random.key(0), (8,))
+    with pytest.raises(LayerError, match=r"^layers\[2\] batch_norm: "):
+        jax.eval_shape(BY_BLOCKS[name](model, (8,)).estimate, params, (), X, Y, KEY)
+
+
+@pytest.mark.parametrize("part", [fp.layer_norm(), fp.batch_norm(), fp.residual(fp.dense(6))])
+def test_indirect_feedback_refuses_what_is_not_dense(part):
+    due = rf"^layers\[1\] {part.name}: indirect_feedback_alignment passes through dense.*take d"
+    for model in (
+        fp.serial(fp.dense(6), part, fp.tanh, fp.dense(3)),
+        fp.serial(fp.dense(6), fp.serial(part, fp.tanh)._replace(name=part.name), fp.dense(3)),
+    ):
+        params, _ = model.init(jax.random.key(0), (8,))
+        with pytest.raises(LayerError, match=due):
+            fp.indirect_feedback_alignment(model, CE, (8,)).init(KEY, params)
+
+
+# ------------------------------------------------------------------------------------ states
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_state_that_is_not_due_is_refused(name):
+    rule = STATEFUL[name](MODEL, (8,))
+    state = rule.init(KEY, PARAMS)
+
+    def evaluate(**more):
+        return fp.evaluate(rule, PARAMS, (X, Y), **more)
+
+    advice = "take it from the rule's init; evaluate takes it as rule_state=state.rule_state"
+    with pytest.raises(LayerError, match=rf"^{name}: rule_state is \(\), .* is due; {advice}"):
+        evaluate()
+    with pytest.raises(LayerError, match=rf"^{name}: rule_state is \(float32\[1\],\), .* is due"):
+        evaluate(rule_state=(jnp.ones(1),))
+    turned = jax.tree.map(lambda leaf: leaf.T if jnp.ndim(leaf) == 2 else leaf, state)
+    if name != "kfac":  # whose factors are square
+        shapes = r"is float32\[(\d), (\d)\], float32\[\2, \1\] is due"
+        with pytest.raises(LayerError, match=rf"^{name}: rule_state\S* {shapes}"):
+            evaluate(rule_state=turned)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state)
+    with pytest.raises(LayerError, match=rf"^{name}: rule_state\S* is float16"):
+        evaluate(rule_state=half)
+
+
+def test_what_alignment_compares_is_checked():
+    rule = STATEFUL["kolen_pollack"](MODEL, (8,))
+    metrics = fp.alignment(rule, MODEL, CE, feedback=lambda state: state)
+    with pytest.raises(LayerError, match=r"^alignment: feedback is KolenPollackState.* is due"):
+        trained(rule, MODEL, PARAMS, metrics=metrics)
+    turned = fp.alignment(
+        rule, MODEL, CE, feedback=lambda state: jax.tree.map(jnp.transpose, state.feedback)
+    )
+    with pytest.raises(LayerError, match=r"^alignment: feedback\[0\]\['w'\] is float32\[8, 6\]"):
+        trained(rule, MODEL, PARAMS, metrics=turned)
+    hidden = fp.serial(fp.dense(6, fp.relu), fp.dense(5, fp.relu))
+    params, _ = hidden.init(jax.random.key(0), (11,))
+    told = fp.forward_forward(hidden, 3)
+    with pytest.raises(LayerError, match=r"^alignment: the model itself cannot be run on the b"):
+        trained(told, hidden, params)
+
+
+# ------------------------------------------------------------------------- shapes and dtypes
+
+
+@pytest.mark.parametrize("name", {**STATEFUL, **BY_BLOCKS, **OTHERS})
+def test_bfloat16(name):
+    """The shape of an example says no dtype: it is that of the parameters."""
+    rule = {**STATEFUL, **BY_BLOCKS, **OTHERS}[name](MODEL, (8,))
+    half = jnp.bfloat16
+    params = jax.tree.map(lambda leaf: leaf.astype(half), PARAMS)
+
+    def run(params, x):
+        state = rule.init(KEY, params)
+        return rule.estimate(params, state, x, Y, KEY)[:2]
+
+    value, tree = jax.eval_shape(run, params, X.astype(half))
+    assert {leaf.dtype for leaf in jax.tree.leaves((value, tree))} == {jnp.dtype(half)}
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_the_shape_of_an_example(name):
+    with pytest.raises(LayerError, match=rf"^{name}: shape is 8, .* a tuple: \(8,\)"):
+        STATEFUL[name](MODEL, 8)
+    with pytest.raises(LayerError, match=rf"^{name}: shape is .*GradientTrans.*, that of one"):
+        STATEFUL[name](MODEL, SGD)
+    if name in ("greedy", "kfac"):  # whose state is the same for it
+        return
+    rule = STATEFUL[name](MODEL, (12, 8))
+    with pytest.raises(LayerError, match=rf"^{name}: .* shape \(8,\), .* for shape \(12, 8\)"):
+        rule.estimate(PARAMS, rule.init(KEY, PARAMS), X, Y, None)
+
+
+# ------------------------------------------------------------------------------- optimisers
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_line_searches_serve_rules_with_a_state(name):
+    """optax's line search refuses arguments that it does not know, and the state is one."""
+    if name == "kfac":
+        rule = STATEFUL[name](MODEL, (8,))
+        search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+        optimizer = optax.chain(precondition_by_kfac(1.0), optax.scale(-1.0), search)
+    else:
+        rule, optimizer = STATEFUL[name](MODEL, (8,)), optax.lbfgs()
+    _, history = fp.fit(rule, optimizer, PARAMS, (X, Y), key=KEY, steps=8)
+    assert history["loss"][-1] < history["loss"][0]
+
+
+@pytest.mark.parametrize("name", ["kolen_pollack", "difference_target_propagation", "greedy"])
+def test_optimisers_of_a_rules_own(name):
+    make = {
+        "kolen_pollack": lambda o: fp.kolen_pollack(MODEL, CE, o),
+        "difference_target_propagation": lambda o: fp.difference_target_propagation(
+            MODEL, CE, (8,), optimizer=o
+        ),
+        "greedy": lambda o: fp.greedy(MODEL, CE, (8,), o),
+    }[name]
+    with pytest.raises(LayerError, match=rf"^{name}: optimizer is 0.1, an optax transformation"):
+        make(0.1)
+    rule = make(optax.lbfgs())
+    with pytest.raises(LayerError, match=rf"^{name}: its own optimizer needs more than a gradien"):
+        rule.estimate(PARAMS, rule.init(KEY, PARAMS), X, Y, KEY)
+
+
+# -------------------------------------------------------------------------------- arguments
+
+
+def test_arguments_out_of_order():
+    with pytest.raises(LayerError, match=r"^loss: serial is not a Loss.*stands in front of the"):
+        fp.feedback_alignment(CE, MODEL)
+    with pytest.raises(LayerError, match=r"^equilibrium_propagation: activation is dense, one tha"):
+        fp.equilibrium_propagation(MODEL, CE, activation=fp.dense(3))
+    with pytest.raises(LayerError, match=r"^equilibrium_propagation: activation: tanh is not a L"):
+        fp.equilibrium_propagation(MODEL, CE, activation=jnp.tanh)
+    with pytest.raises(LayerError, match=r"^weight_mirror: rate is 2.0, and so is the decay"):
+        fp.weight_mirror(MODEL, CE, rate=2.0)
+    for name in SHAPED[:2]:
+        rule = getattr(fp, name)(MODEL, CE, (8,), feedback=lambda key, shape: jnp.zeros(shape))
+        with pytest.raises(LayerError, match=rf"^{name}: the feedback of layers\[0\] is 0, so no"):
+            rule.init(KEY, PARAMS)
