@@ -35,6 +35,9 @@ SMALL_ARGUMENTS = {
     "why_nonlinear": ["--steps", "300"],
     "tree_logic": ["--toy"],
     "why_stored_activations": ["--depths", "4", "16", "--batch", "32", "--rounds", "3"],
+    "check_kernel": [],  # these three run in test_checking_elsewhere.py
+    "check_equinox": [],
+    "check_nnx": [],
 }
 
 

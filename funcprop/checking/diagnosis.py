@@ -15,7 +15,7 @@ from .rewiring import Rewired, rewired
 
 Tree = Any
 Pair = tuple[str, np.ndarray, np.ndarray]
-MOST_PAIRS = 500
+MOST_PAIRS = 1_000
 WORDS = (
     (0.0, "missing term", "are missing"),
     (2.0, "counted twice", "are counted twice"),
@@ -78,6 +78,8 @@ def diagnose(
         if changes is None:
             break
         found += _changed(pairs, wrong, changes, sizes, tolerance)
+        if not _settled(found, wrong):
+            found += _everywhere(pairs, wrong, changes, sizes, tolerance)
         if not slopes and not _settled(found, wrong):
             found += _two_paths(pairs, wrong, changes, tolerance)
     findings = []
@@ -218,6 +220,43 @@ def _changed(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[_Explaine
     return found
 
 
+def _everywhere(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[_Explained]:
+    """One change in all places that are alike, as the gates of a cell are."""
+    alike: dict[tuple, list[int]] = {}
+    for k, change in enumerate(changes.changes):
+        if change.kind not in ("scale", "constant"):
+            for key in ((change.kind, change.what), change):
+                alike.setdefault(key, []).append(k)
+    groups = [ks for ks in alike.values() if len(ks) > 1]
+    rows = np.zeros((len(groups), len(changes.changes)))
+    for row, ks in zip(rows, groups, strict=True):
+        row[ks] = 1
+    found = []
+    for ks, same in zip(groups, _alike(pairs, wrong, changes, rows, tolerance), strict=True):
+        if same:
+            mistake = _named(changes.changes[ks[0]], 1.0, 0.0, sizes)
+            text = f"{mistake.statement}, in {len(ks)} places"
+            line = changes.changes[ks[0]].line
+            found.append(_Explained(4, same, mistake._replace(statement=text), line))
+    return found
+
+
+def _alike(pairs, wrong, changes: Rewired, rows, tolerance) -> list[frozenset[int]]:
+    """The wrong leaves that some combinations of changes explain."""
+    if not len(rows):
+        return []
+    ends = np.cumsum([a.size for _, a, _ in pairs])
+    found = []
+    for row in changes.at(rows):
+        leaves = np.split(row, ends[:-1])
+        found.append(
+            frozenset(
+                i for i in wrong if not _is_wrong(pairs[i][1].ravel(), leaves[i], 1e2 * tolerance)
+            )
+        )
+    return found
+
+
 def _two_paths(pairs, wrong, changes: Rewired, tolerance) -> list[_Explained]:
     """Two paths left out or counted twice together, as where a mean is taken of shifted numbers."""
     paths = [k for k, change in enumerate(changes.changes) if change.kind == "scale"]
@@ -227,15 +266,11 @@ def _two_paths(pairs, wrong, changes: Rewired, tolerance) -> list[_Explained]:
     rows = np.zeros((len(WORDS), len(couples), len(changes.changes)))
     for k, couple in enumerate(couples):
         rows[:, k, list(couple)] = [[factor - 1] for factor, _, _ in WORDS]
-    ends = np.cumsum([a.size for _, a, _ in pairs])
     found = []
-    for n, row in enumerate(changes.at(rows.reshape(-1, rows.shape[-1]))):
+    rows = rows.reshape(-1, rows.shape[-1])
+    for n, same in enumerate(_alike(pairs, wrong, changes, rows, tolerance)):
         a, b = couples[n % len(couples)]
         factor, kind, word = WORDS[n // len(couples)]
-        leaves = np.split(row, ends[:-1])
-        same = frozenset(
-            i for i in wrong if not _is_wrong(pairs[i][1].ravel(), leaves[i], 1e2 * tolerance)
-        )
         if same:
             one, two = changes.changes[a], changes.changes[b]
             text = f"the terms through {one.what} and {two.what} {word}"
@@ -269,7 +304,7 @@ def _named(change, c: float, rest: float, sizes) -> Seen:
         kind = "off by one" if "shifted" in change.what else "transpose"
         return Seen(2, kind, f"in a product {change.what} was taken", None, rest)
     if change.kind == "constant":
-        return Seen(5, "wrong function", f"{change.what} is {1 + c:.6g} times as large", None, rest)
+        return Seen(4, "wrong function", f"{change.what} is {1 + c:.6g} times as large", None, rest)
     place = "output" in change.what or "for y" in change.what
     kind = "wrong place" if place else "wrong function"
     text = f"the derivative of a nonlinearity is {change.what}"

@@ -83,9 +83,9 @@ def _proportional(ours, due, wrong, sizes, tolerance) -> Iterator[Seen]:
             statement = f"there are values where 0 is due{where}"
             yield Seen(4, "mask ignored", statement)
         return
-    c = float(m @ t / (t @ t))
+    c, gap = float(m @ t / (t @ t)), float(np.abs(m - t).max())
     rest = float(np.abs(m - c * t).max())
-    if rest > max(10 * tolerance, 1e-9 * float(np.abs(m - t).max())):
+    if rest > max(10 * tolerance, 1e-9 * gap) or rest > 0.02 * gap:
         yield from _by_slices(ours, due, wrong, tolerance)
         return
     if abs(c) * np.abs(t).max() <= 10 * tolerance:
@@ -93,10 +93,9 @@ def _proportional(ours, due, wrong, sizes, tolerance) -> Iterator[Seen]:
         yield Seen(1, kind, f"it is 0{where}", 0.0)
     elif abs(c + 1) < 1e-6:
         yield Seen(1, "sign", f"the sign is turned{where}", -1.0)
-    elif m.size > 1 or partial:
-        yield Seen(1, "factor", f"it is {factor_text(c, sizes)} times too large{where}", c)
     else:
-        yield Seen(6, "factor", f"it is {factor_text(c, sizes)} times too large{where}", c)
+        rank = 1 if m.size > 1 and (is_named(c, sizes) or not partial) else 6
+        yield Seen(rank, "factor", f"it is {factor_text(c, sizes)} times too large{where}", c)
 
 
 def _by_slices(ours, due, wrong, tolerance) -> Iterator[Seen]:
@@ -259,7 +258,7 @@ def rounded(ours: np.ndarray, due: np.ndarray) -> Seen | None:
     if not scale or not np.isfinite(gap).all():
         return None
     size = float(gap.max()) / scale
-    names = [name for name, unit in LOW.items() if unit / 64 <= size <= 16 * unit]
+    names = [name for name, unit in LOW.items() if unit / 64 <= size <= 4 * unit]
     if not names:
         return None
     name = min(names, key=lambda n: abs(math.log(size / LOW[n])))

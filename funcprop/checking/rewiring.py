@@ -291,6 +291,8 @@ def _product_knobs(eqn, operands, place, spots, before, after):
                 spots.add((place, k, "mask"), "mask", "the selection lets all of it back", eqn)
     if name == "mul" and len(operands) == 1 and eqn.invars[1 - operands[0]].aval.shape:
         spots.add((place, operands[0], "mask"), "mask", "the factor is left out", eqn)
+    if name == "div" and operands == [0] and eqn.invars[1].aval.shape:
+        spots.add((place, 0, "mask"), "mask", "the divisor is left out", eqn)
     if name not in ("mul", "dot_general", "conv_general_dilated"):
         return
     for k in operands:
@@ -544,7 +546,8 @@ def _products(eqn, values, out, place, spots, knobs, env, after):
             other = jnp.broadcast_to(values[0] != (k - 1), out.shape).astype(out.dtype)
             out = _with_slope(out, values[k], other * knobs[knob])
         elif knob is not None:
-            out = _with_slope(out, values[k], (1 - values[1 - k]) * knobs[knob])
+            factor = 1 / values[1] if name == "div" else values[1 - k]
+            out = _with_slope(out, values[k], (1 - factor) * knobs[knob])
         others = spots.others.get((place, k), ())
         if others:
             own = jax.lax.stop_gradient(values[1 - k])
