@@ -181,10 +181,10 @@ def paired(
 
     if ours[1] != theirs[1]:
         found("structure", "", f"{names[0]} has the structure {ours[1]}, {names[1]} {theirs[1]}")
-    at = {jax.tree_util.keystr(path): leaf for path, leaf in theirs[0]}
+    at = {jax.tree_util.keystr(path) or "value": leaf for path, leaf in theirs[0]}
     pairs = []
     for path, leaf in ours[0]:
-        name = jax.tree_util.keystr(path)
+        name = jax.tree_util.keystr(path) or "value"
         if name not in at:
             found("structure", name, f"{name} is in {names[0]} only")
             continue
@@ -197,7 +197,7 @@ def paired(
         came, due = jnp.result_type(leaf), jnp.result_type(other)
         if came != due:
             found("dtype", name, f"{name} is {came} in {names[0]}, {due} in {names[1]}")
-        pairs.append((name or "value", leaf, other))
+        pairs.append((name, leaf, other))
     for name in at:
         found("structure", name, f"{name} is in {names[1]} only")
     return tuple(findings), pairs

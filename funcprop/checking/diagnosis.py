@@ -79,6 +79,8 @@ def diagnose(
             break
         found += _changed(pairs, wrong, changes, sizes, tolerance)
         if not _settled(found, wrong):
+            found += _looped(pairs, wrong, changes, sizes, tolerance)
+        if not _settled(found, wrong):
             found += _everywhere(pairs, wrong, changes, sizes, tolerance)
         if not slopes and not _settled(found, wrong):
             found += _two_paths(pairs, wrong, changes, tolerance)
@@ -142,7 +144,11 @@ def _rewired(value, point, slopes, pairs) -> Rewired | None:
     for opened in (True, False):
         try:
             changes = rewired(value, point, slopes, opened)
-        except (NotImplementedError, TypeError):  # an operation that cannot be differentiated
+        except (
+            NotImplementedError,
+            TypeError,
+            ValueError,
+        ):  # an operation that cannot be differentiated
             continue
         if np.allclose(changes.gradient, due, rtol=0, atol=1e-8 * np.abs(due).max()):
             return changes
@@ -220,6 +226,25 @@ def _changed(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[_Explaine
     return found
 
 
+def _looped(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[_Explained]:
+    """Changes inside a scan, which act in all of its steps at once."""
+    tries = []
+    for k, change in enumerate(changes.changes):
+        if change.looped and change.kind == "scale":
+            tries += [(k, factor - 1) for factor, _, _ in WORDS]
+        elif change.looped and change.kind != "constant":
+            tries.append((k, 1.0))
+    rows = np.zeros((len(tries), len(changes.changes)))
+    for row, (k, s) in zip(rows, tries, strict=True):
+        row[k] = s
+    found = []
+    for (k, s), same in zip(tries, _alike(pairs, wrong, changes, rows, tolerance), strict=True):
+        if same:
+            mistake = _named(changes.changes[k], s, 0.0, sizes)
+            found.append(_Explained(mistake.rank, same, mistake, changes.changes[k].line))
+    return found
+
+
 def _everywhere(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[_Explained]:
     """One change in all places that are alike, as the gates of a cell are."""
     alike: dict[tuple, list[int]] = {}
@@ -267,8 +292,8 @@ def _two_paths(pairs, wrong, changes: Rewired, tolerance) -> list[_Explained]:
     for k, couple in enumerate(couples):
         rows[:, k, list(couple)] = [[factor - 1] for factor, _, _ in WORDS]
     found = []
-    rows = rows.reshape(-1, rows.shape[-1])
-    for n, same in enumerate(_alike(pairs, wrong, changes, rows, tolerance)):
+    flat = rows.reshape(-1, rows.shape[-1])
+    for n, same in enumerate(_alike(pairs, wrong, changes, flat, tolerance)):
         a, b = couples[n % len(couples)]
         factor, kind, word = WORDS[n // len(couples)]
         if same:

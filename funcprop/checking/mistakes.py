@@ -65,10 +65,12 @@ def seen(ours: np.ndarray, due: np.ndarray, sizes: dict[str, int], tolerance: fl
             Seen(0, "not finite", f"{int(bad.sum())} values are NaN or infinite, {pattern(bad)}")
         ]
     scale = float(np.abs(due).max(initial=0)) or float(np.abs(ours).max(initial=0)) or 1.0
-    wrong = np.abs(ours - due) > tolerance * scale
-    found = list(_proportional(ours, due, wrong, sizes, tolerance * scale))
-    found += _permuted(ours, due, tolerance * scale)
-    return found
+    ours, due = ours / scale, due / scale  # so that squares of tiny numbers are not 0
+    wrong = np.abs(ours - due) > tolerance
+    return [
+        *_proportional(ours, due, wrong, sizes, tolerance),
+        *_permuted(ours, due, tolerance),
+    ]
 
 
 def _proportional(ours, due, wrong, sizes, tolerance) -> Iterator[Seen]:

@@ -25,7 +25,7 @@ def pattern(wrong: np.ndarray, values: np.ndarray | None = None) -> str:
         return ""
     if count == wrong.size:
         return "every entry" if wrong.size > 1 else ""
-    where = _slab(wrong) or _border(wrong) or _triangle(wrong)
+    where = _triangle(wrong) or _slab(wrong) or _border(wrong)
     if values is not None and not np.any(values[wrong]) and np.any(values):
         zero = f"{count} entries that are 0"
         return f"{zero}: {where}" if where else zero

@@ -128,9 +128,10 @@ class Report(NamedTuple):
         Args:
             colour: whether verdicts are coloured, for a terminal.
         """
-        lines = [f"{self.title}: {self.names[0]} against {self.names[1]}: {_verdict(self.ok)}"]
+        head = f"{self.title}: {self.names[0]} against {self.names[1]}: {_verdict(self.ok)}"
+        lines = _wrapped("", head)
         for part in self.parts:
-            lines.append(f"  {part.title}: {_verdict(part.ok)}")
+            lines += [f"  {line}" for line in _wrapped("", f"{part.title}: {_verdict(part.ok)}")]
         lines += self._table()
         for part in self.parts:
             if not part.ok:
@@ -260,7 +261,10 @@ def _wrapped(head: str, text: str) -> list[str]:
 
 
 def _plain(row: Difference | Finding) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else _number(v) for k, v in row._asdict().items()}
+    return {
+        k: list(map(_number, v)) if isinstance(v, tuple) else _number(v)
+        for k, v in row._asdict().items()
+    }
 
 
 def _number(value: Any) -> Any:

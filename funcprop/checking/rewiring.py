@@ -50,11 +50,14 @@ class Change(NamedTuple):
             factor of a product shifted, turned or transposed).
         what: what is changed, in words.
         line: the line of the forward pass.
+        looped: whether it is inside a scan, where it acts in every step: the gradient is then a
+            polynomial of s.
     """
 
     kind: str
     what: str
     line: str
+    looped: bool = False
 
 
 class Rewired(NamedTuple):
@@ -202,7 +205,7 @@ class _Spots:
 
     def add(self, key: tuple, kind: str, what: str, eqn: Any) -> None:
         self.at[key] = len(self.changes)
-        self.changes.append(Change(kind, what, _line(eqn)))
+        self.changes.append(Change(kind, what, _line(eqn), len(key[0]) > 1))
 
 
 def _inlined(value, structure, openly):
@@ -417,7 +420,8 @@ def _blocks(jaxpr: Any, live: dict) -> list[_Block]:
             continue
         eqns = tuple(sorted(_needed(jaxpr, y, z, made, root)))
         names = {jaxpr.eqns[i].primitive.name for i in eqns}
-        if names & SMOOTH or "custom_jvp_call" in names:
+        real = not any(jnp.iscomplexobj(v.aval) for v in (y, z))
+        if real and (names & SMOOTH or "custom_jvp_call" in names):
             literals = tuple(
                 dict.fromkeys(
                     float(v.val)
@@ -477,9 +481,11 @@ def _run(jaxpr, consts, args, path, spots, knobs, calls=None, after=None):
         if calls and name in calls and calls[name] in eqn.params:
             inner = eqn.params[calls[name]]
             inner, kept = (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
-            out = _run(inner, kept, values, place, spots, knobs, calls)
+            with _lines_of(eqn):
+                out = _run(inner, kept, values, place, spots, knobs, calls)
         elif name == "scan":
-            out = _run_scan(eqn, values, place, spots, knobs, calls)
+            with _lines_of(eqn):
+                out = _run_scan(eqn, values, place, spots, knobs, calls)
         else:
             out = _bound(eqn, values)
             if spots is not None:
@@ -495,9 +501,15 @@ def _bound(eqn, values):
     """An operation on other values than its own."""
     given = eqn.primitive.get_bind_params(eqn.params)
     functions, params = given if isinstance(given, tuple) else ((), given)  # before jax 0.10.2
-    with user_context(eqn.source_info.traceback):
+    with _lines_of(eqn):
         out = eqn.primitive.bind(*functions, *values, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _lines_of(eqn):
+    """Gives the operations made inside the line of this one, if it has one."""
+    own = _line(eqn)
+    return user_context(eqn.source_info.traceback) if own else contextlib.nullcontext()
 
 
 def _run_scan(eqn, values, place, spots, knobs, calls):

@@ -164,7 +164,7 @@ def watch(
             return
         path = None
         if save is not None:
-            path = Path(save)
+            path = Path(save).with_suffix(".npz")
             _save(path, state, x, y)
         raise Diverged(report, state, (x, y), path)
 
@@ -186,19 +186,36 @@ def replay(path: Any, rule: Rule, model: Layer, loss: Loss) -> Report:
     params, x, y = _decoded(json.loads(str(arrays["structure"])), arrays)
     key = jax.random.wrap_key_data(arrays["key"], impl=str(arrays["key_impl"]))
     due = jax.eval_shape(rule.init, key, params)
-    kept = [arrays[f"state_{i}"] for i in range(len(jax.tree.leaves(due)))]
-    state = jax.tree.unflatten(jax.tree.structure(due), kept)
+    leaves, structure = jax.tree.flatten(due)
+    kept = [_restored(arrays[f"state_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+    state = jax.tree.unflatten(structure, kept)
     return check_rule(rule, model, loss, params, x, y, key=key, state=state, title="replay")
 
 
 def _save(path: Path, state: Any, x: Tree, y: Tree) -> None:
     leaves: list[np.ndarray] = []
     structure = json.dumps(_encoded((state.params, x, y), leaves))
-    kept = jax.tree.leaves(state.rule_state)
+    kept = [
+        jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        for leaf in jax.tree.leaves(state.rule_state)
+    ]
     arrays: dict[str, Any] = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
     arrays |= {f"state_{i}": leaf for i, leaf in enumerate(kept)}
     arrays |= {"structure": structure, "key": jax.random.key_data(state.key)}
     np.savez(path, key_impl=str(jax.random.key_impl(state.key)), **arrays)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _restored(leaf: np.ndarray, dtype: Any) -> Any:
+    """An array as it was before it lay in a file, which knows no keys and no bfloat16."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            jax.numpy.asarray(leaf), impl=str(jax.random.key_impl(dtype))
+        )
+    return leaf.view(dtype) if leaf.dtype.kind == "V" else leaf
 
 
 def _encoded(tree: Tree, leaves: list[np.ndarray]) -> Any:
@@ -218,7 +235,8 @@ def _decoded(structure: Any, arrays: dict[str, np.ndarray]) -> Tree:
     if structure is None:
         return None
     if isinstance(structure, str):
-        return arrays[structure]
+        leaf = arrays[structure]
+        return leaf.view(jax.numpy.bfloat16) if leaf.dtype.kind == "V" else leaf
     ((kind, parts),) = structure.items()
     if kind == "dict":
         return {name: _decoded(part, arrays) for name, part in parts.items()}
