@@ -20,6 +20,11 @@ C = DRAW.normal(size=(5, 4))
 MASK = X > -0.3
 
 
+def c(x):
+    """The weights of the sum, in the dtype of x."""
+    return C.astype(x.dtype)
+
+
 def norm(x):
     centred = x - x.mean(-1, keepdims=True)
     return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True))
@@ -29,36 +34,36 @@ def norm_gradient(x, mean=1, projection=1):
     centred = x - x.mean(-1, keepdims=True)
     deviation = jnp.sqrt((centred**2).mean(-1, keepdims=True))
     y = centred / deviation
-    terms = mean * C.mean(-1, keepdims=True) + projection * y * (C * y).mean(-1, keepdims=True)
-    return (C - terms) / deviation
+    along = (c(x) * y).mean(-1, keepdims=True)
+    return (c(x) - mean * c(x).mean(-1, keepdims=True) - projection * along * y) / deviation
 
 
 def normalised(x):
-    return jnp.sum(C * norm(x))
+    return jnp.sum(c(x) * norm(x))
 
 
 def squashed(x, w):
-    return jnp.sum(C * jnp.tanh(x @ w))
+    return jnp.sum(c(x) * jnp.tanh(x @ w))
 
 
 def squashed_gradient(x, w, place=lambda z: 1 - jnp.tanh(z) ** 2, carrier=lambda w: w.T):
-    delta = C * place(x @ w)
+    delta = c(x) * place(x @ w)
     return delta @ carrier(w), x.T @ delta
 
 
 def branched(x):
-    return jnp.sum(C * (x + jnp.sin(x)))
+    return jnp.sum(c(x) * (x + jnp.sin(x)))
 
 
 def masked(x):
-    return jnp.sum(C * jnp.where(MASK, x**2, 0))
+    return jnp.sum(c(x) * jnp.where(MASK, x**2, 0))
 
 
 def recurrent(x, u):
     def step(h, x):
         return jnp.tanh(x + h @ u), h
 
-    return jnp.sum(C[0] * jax.lax.scan(step, jnp.zeros(4), x)[0])
+    return jnp.sum(c(x)[0] * jax.lax.scan(step, jnp.zeros(4), x)[0])
 
 
 def recurrent_gradient(x, u, carried=1.0, before=True):
@@ -71,16 +76,16 @@ def recurrent_gradient(x, u, carried=1.0, before=True):
         dz = delta * (1 - y * y)
         return carried * dz @ u.T, dz
 
-    _, dz = jax.lax.scan(back, jnp.asarray(C[0]).astype(x.dtype), y, reverse=True)
+    _, dz = jax.lax.scan(back, jnp.asarray(c(x)[0]), y, reverse=True)
     return dz, (h if before else y).T @ dz
 
 
 FUNCTIONS = {
     "sign": (squashed, lambda x, w: (squashed_gradient(x, w)[0], -squashed_gradient(x, w)[1])),
-    "factor": (branched, lambda x: C * (1 + jnp.cos(x)) / 5),
+    "factor": (branched, lambda x: c(x) * (1 + jnp.cos(x)) / 5),
     "transpose": (squashed, lambda x, w: squashed_gradient(x, w, carrier=lambda w: w)),
     "missing term": (normalised, lambda x: norm_gradient(x, projection=0)),
-    "counted twice": (branched, lambda x: C * (2 + jnp.cos(x))),
+    "counted twice": (branched, lambda x: c(x) * (2 + jnp.cos(x))),
     "wrong place": (
         squashed,
         lambda x, w: squashed_gradient(x, w, place=lambda z: 1 - jnp.tanh(jnp.tanh(z)) ** 2),
@@ -92,15 +97,15 @@ FUNCTIONS = {
         ),
     ),
     "off by one": (recurrent, lambda x, u: recurrent_gradient(x, u, before=False)),
-    "mask ignored": (masked, lambda x: 2 * C * x),
+    "mask ignored": (masked, lambda x: 2 * c(x) * x),
     "low precision": (
         branched,
-        lambda x: C * (1 + jnp.cos(x).astype(jnp.bfloat16).astype(x.dtype)),
+        lambda x: c(x) * (1 + jnp.cos(x).astype(jnp.bfloat16).astype(x.dtype)),
     ),
     "stopped": (squashed, lambda x, w: (squashed_gradient(x, w)[0], 0 * w)),
-    "dtype": (branched, lambda x: (C * (1 + jnp.cos(x))).astype(jnp.float16)),
-    "structure": (branched, lambda x: (C * (1 + jnp.cos(x)))[:, 0]),
-    "not finite": (branched, lambda x: C * (1 + jnp.cos(x)) / MASK),
+    "dtype": (branched, lambda x: (c(x) * (1 + jnp.cos(x))).astype(jnp.float16)),
+    "structure": (branched, lambda x: (c(x) * (1 + jnp.cos(x)))[:, 0]),
+    "not finite": (branched, lambda x: c(x) * (1 + jnp.cos(x)) / MASK),
 }
 CASES = {**FUNCTIONS, "missing term, carried": (
     recurrent, lambda x, u: recurrent_gradient(x, u, carried=0)
@@ -167,6 +172,17 @@ def test_a_rule_of_its_own_is_judged():
     assert report.wrong == ("value",)
 
 
+def test_constants_of_64_bits_are_no_obstacle():
+    weights = np.linspace(1, 2, 4)  # which JAX, having met them in 32 bits, cannot compile in 64
+
+    def f(x):
+        return jnp.sum(weights * jnp.tanh(x))
+
+    x = jnp.asarray(X[0], "float32")
+    jax.jit(f)(x)
+    check_gradient(f, lambda x: weights.astype(x.dtype) * (1 - jnp.tanh(x) ** 2), x).assert_ok()
+
+
 def test_a_kernel_of_a_fixed_dtype_is_judged_coarsely():
     def f(x):
         return jnp.sum(jnp.sin(x.astype(jnp.float32)))
@@ -180,7 +196,7 @@ def test_a_kernel_of_a_fixed_dtype_is_judged_coarsely():
 
 def test_what_is_not_linear_or_not_deterministic():
     layer = fp.dense(3, fp.tanh)
-    draws = itertools.count(1)
+    draws = itertools.count(2)
 
     def changed(change):
         def backward(weights, residuals, delta, statistic=fp.gradient):
@@ -217,8 +233,9 @@ def test_the_rewired_gradient_is_that_of_jax(f, x64):
         np.testing.assert_allclose(found.gradient, due, atol=1e-13)
         assert found.effects.shape == (len(found.changes), due.size)
         # The gradient is linear in each change: what is said is what it does.
-        rows = 0.7 * np.eye(len(found.changes))
-        np.testing.assert_allclose(found.at(rows), due + 0.7 * found.effects, atol=1e-10)
+        once = np.array([not change.looped for change in found.changes], bool)
+        rows = 0.7 * np.eye(len(found.changes))[once]
+        np.testing.assert_allclose(found.at(rows), due + 0.7 * found.effects[once], atol=1e-10)
 
 
 def test_a_path_left_out_is_a_stopped_gradient(x64):
@@ -227,7 +244,7 @@ def test_a_path_left_out_is_a_stopped_gradient(x64):
     def stopped(x):
         centred = x - x.mean(-1, keepdims=True)
         deviation = jnp.sqrt((centred**2).mean(-1, keepdims=True))
-        return jnp.sum(C * centred / jax.lax.stop_gradient(deviation))
+        return jnp.sum(c(x) * centred / jax.lax.stop_gradient(deviation))
 
     found = rewired(normalised, point)
     effects = [

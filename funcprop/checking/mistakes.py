@@ -220,7 +220,7 @@ def named_sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
         for axis, size in enumerate(shape):
             if size > 1:
                 found.setdefault(f"the size of axis {axis} of {name}", size)
-        if len(shape) > 1 and math.prod(shape) > 1:
+        if math.prod(shape) not in (0, 1, *shape):
             found.setdefault(f"the number of entries of {name}", math.prod(shape))
     return found
 

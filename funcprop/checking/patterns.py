@@ -82,12 +82,12 @@ def _border(wrong: np.ndarray) -> str:
 
 
 def _triangle(wrong: np.ndarray) -> str:
-    if wrong.ndim < 2:
+    """All that is above, or below, the diagonal of the last two axes, and nothing else."""
+    if wrong.ndim < 2 or min(wrong.shape[-2:]) < 2:
         return ""
-    upper = np.triu(np.ones(wrong.shape[-2:], bool), 1)
-    if not (wrong & ~upper).any():
-        return "above the diagonal of the last two axes"
-    lower = np.tril(np.ones(wrong.shape[-2:], bool), -1)
-    if not (wrong & ~lower).any():
-        return "below the diagonal of the last two axes"
+    ones = np.ones(wrong.shape[-2:], bool)
+    hit = wrong.any(axis=tuple(range(wrong.ndim - 2)))
+    for name, triangle in (("above", np.triu(ones, 1)), ("below", np.tril(ones, -1))):
+        if (hit == triangle).all():
+            return f"{name} the diagonal of the last two axes"
     return ""

@@ -184,10 +184,11 @@ def replay(path: Any, rule: Rule, model: Layer, loss: Loss) -> Report:
     with np.load(path) as held:
         arrays = {name: held[name] for name in held.files}
     params, x, y = _decoded(json.loads(str(arrays["structure"])), arrays)
-    key = jax.random.wrap_key_data(arrays["key"], impl=str(arrays["key_impl"]))
+    impl = str(arrays["key_impl"])
+    key = jax.random.wrap_key_data(arrays["key"], impl=impl)
     due = jax.eval_shape(rule.init, key, params)
     leaves, structure = jax.tree.flatten(due)
-    kept = [_restored(arrays[f"state_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+    kept = [_restored(arrays[f"state_{i}"], leaf, impl) for i, leaf in enumerate(leaves)]
     state = jax.tree.unflatten(structure, kept)
     return check_rule(rule, model, loss, params, x, y, key=key, state=state, title="replay")
 
@@ -206,16 +207,14 @@ def _save(path: Path, state: Any, x: Tree, y: Tree) -> None:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key)
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _restored(leaf: np.ndarray, dtype: Any) -> Any:
+def _restored(leaf: np.ndarray, due: Any, impl: str) -> Any:
     """An array as it was before it lay in a file, which knows no keys and no bfloat16."""
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(
-            jax.numpy.asarray(leaf), impl=str(jax.random.key_impl(dtype))
-        )
-    return leaf.view(dtype) if leaf.dtype.kind == "V" else leaf
+    if _is_key(due):
+        return jax.random.wrap_key_data(jax.numpy.asarray(leaf), impl=impl)
+    return leaf.view(due.dtype) if leaf.dtype.kind == "V" else leaf
 
 
 def _encoded(tree: Tree, leaves: list[np.ndarray]) -> Any:
