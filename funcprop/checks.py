@@ -21,6 +21,7 @@ from .checking.functions import check_gradient
 from .checking.layers import check_layer
 from .checking.page import write_html
 from .checking.report import Report
+from .layer import LayerError
 from .losses import Loss
 from .trained import CommandError, writing
 
@@ -44,13 +45,18 @@ def check(args: argparse.Namespace) -> int:
 def _own(args: argparse.Namespace) -> int:
     """A layer, a loss or a pair (function, gradient), a report for each dtype."""
     found = _loaded(args.target)
-    if callable(found) and not hasattr(found, "backward"):
-        found = found()
     reports = []
-    for dtype in args.dtype:
-        report = _checked_own(found, args, dtype)
-        reports.append(report)
-        print(report.text(colour=sys.stdout.isatty()), end="\n\n")
+    try:
+        if callable(found) and not hasattr(found, "backward"):
+            found = found()
+        for dtype in args.dtype:
+            report = _checked_own(found, args, dtype)
+            reports.append(report)
+            print(report.text(colour=sys.stdout.isatty()), end="\n\n")
+    except (CommandError, LayerError):
+        raise
+    except Exception as error:  # somebody's code may raise anything
+        raise CommandError(f"{args.target} raises {type(error).__name__}: {error}") from error
     whole = Report(args.target, reports[0].names, (), (), parts=tuple(reports))
     if args.json is not None:
         with writing(Path(args.json)):
@@ -63,35 +69,33 @@ def _own(args: argparse.Namespace) -> int:
 
 
 def _checked_own(found: Any, args: argparse.Namespace, dtype: str) -> Report:
-    if hasattr(found, "backward"):
-        if args.shape is None:
-            raise CommandError("give --shape, the shape of one example, say 8x8x3")
-        shapes = _shapes(args.shape)
-        single = len(shapes) == 1 and not isinstance(found, Loss)
-        shape: Any = shapes[0].shape if single and shapes[0].dtype.kind == "f" else tuple(shapes)
-        if single and shapes[0].dtype.kind != "f":
-            shape = shapes[0]
+    pair = isinstance(found, tuple) and len(found) == 2 and all(map(callable, found))
+    if not pair and not hasattr(found, "backward"):
+        raise CommandError(
+            f"{args.target} is a {type(found).__name__}; a layer, a loss or a pair "
+            "(function, gradient) is due"
+        )
+    if args.shape is None:
+        due = "shapes of the arguments, say 5x4,5" if pair else "shape of one example, say 8x8x3"
+        raise CommandError(f"give --shape, the {due}")
+    shapes = _shapes(args.shape)
+    if not pair:
+        shape: Any = tuple(shapes)
+        if len(shapes) == 1 and not isinstance(found, Loss):
+            (struct,) = shapes
+            shape = struct.shape if struct.dtype.kind == "f" else struct
         return check_layer(found, shape, dtype=dtype, title=args.target)
-    if isinstance(found, tuple) and len(found) == 2 and all(map(callable, found)):
-        if args.shape is None:
-            raise CommandError("give --shape, the shapes of the arguments, say 5x4,5")
-        draw = np.random.default_rng(0)
-        with jax.enable_x64(dtype == "float64"):
-            arguments = [
-                jax.numpy.asarray(
-                    draw.normal(size=s.shape), dtype if s.dtype.kind == "f" else s.dtype
-                )
-                for s in _shapes(args.shape)
-            ]
-            numbers = tuple(i for i, s in enumerate(_shapes(args.shape)) if s.dtype.kind == "f")
-            argnums = numbers if _gives_several(found[1], arguments) else numbers[0]
-            return check_gradient(
-                *found, *arguments, argnums=argnums, title=f"{args.target} {dtype}"
-            )
-    raise CommandError(
-        f"{args.target} is a {type(found).__name__}; a layer, a loss or a pair "
-        "(function, gradient) is due"
-    )
+    numbers = tuple(i for i, s in enumerate(shapes) if s.dtype.kind == "f")
+    if not numbers:
+        raise CommandError(f"--shape {args.shape}: one argument at least must be of floats")
+    draw = np.random.default_rng(0)
+    with jax.enable_x64(dtype == "float64"):
+        arguments = [
+            jax.numpy.asarray(draw.normal(size=s.shape), dtype if i in numbers else s.dtype)
+            for i, s in enumerate(shapes)
+        ]
+        argnums = numbers if _gives_several(found[1], arguments) else numbers[0]
+        return check_gradient(*found, *arguments, argnums=argnums, title=f"{args.target} {dtype}")
 
 
 def _gives_several(gradient: Any, arguments: list) -> bool:
@@ -115,8 +119,9 @@ def _loaded(target: str) -> Any:
         else:
             sys.path.insert(0, "")
             module = importlib.import_module(place)
-    except (ImportError, OSError) as error:
-        raise CommandError(f"cannot load {place}: {error}") from None
+    except Exception as error:  # whatever is in the file
+        text = f"cannot load {place}: {type(error).__name__}: {error}"
+        raise CommandError(text) from error
     try:
         return getattr(module, name)
     except AttributeError:
@@ -130,7 +135,9 @@ def _shapes(text: str) -> list[jax.ShapeDtypeStruct]:
     for entry in text.split(","):
         sizes, _, dtype = entry.partition(":")
         try:
-            shape = () if sizes == "scalar" else tuple(int(size) for size in sizes.split("x"))
+            shape = () if sizes == "scalar" else tuple(map(int, sizes.split("x")))
+            if min(shape, default=1) < 1:
+                raise ValueError
             found.append(jax.ShapeDtypeStruct(shape, np.dtype(dtype or "float32")))
         except (ValueError, TypeError):
             raise CommandError(

@@ -638,7 +638,7 @@ def _line(eqn: Any) -> str:
     for frame in frames:
         if not frame.file_name.startswith((package, own)):
             code = linecache.getline(frame.file_name, frame.line_num).strip()
-            return f"{Path(frame.file_name).name}:{frame.line_num}: {code}"
+            return f"{Path(frame.file_name).name}:{frame.line_num}: {code}" if code else ""
     return ""
 
 
