@@ -221,6 +221,31 @@ def test_what_is_not_finite_far_out():
     assert "1000 times this x" in report.problems[0]
 
 
+def test_what_is_wrong_on_both_sides_is_said_and_the_nearer_side_is_not_accused():
+    x = np.array([[8.0, 9.0, 10.0]])  # where 1 - y² has no digits left
+    report = check_layer(fp.tanh, x=x)
+    report.assert_ok()
+    assert "both sides agree and both are wrong" in report.notes[0]
+    report = check_gradient(
+        lambda x: jnp.sum(jnp.tanh(x)),
+        lambda x: 1 - jnp.tanh(x) ** 2,
+        jnp.asarray(x, "float32"),
+    )
+    assert "both sides agree and both are wrong" in report.notes[0]
+    report = check_layer(fp.tanh_precise, x=x)
+    report.assert_ok()
+    assert report.notes == ("['x'] is nearer to float64 than jax.vjp",)
+    assert check_layer(fp.tanh, (4,)).notes == ()
+
+
+def test_a_leaf_that_is_rounding_accuses_nobody():
+    model = fp.serial(fp.dense(3), fp.batch_norm(), fp.dense(2))
+    params, _ = model.init(jax.random.key(0), (4,))
+    x, y = X.astype(np.float32), DRAW.normal(size=(5, 2)).astype(np.float32)
+    report = fp.check_model(model, params, x, y, fp.mean_squared_error)
+    report.assert_ok()
+
+
 # -------------------------------------------------------------------------- the rewiring
 
 

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from .compare import compare
-from .judging import bounded, by_differences, cast, finding, in_float64, pairs, with_findings
+from .judging import (
+    both_wrong,
+    bounded,
+    by_differences,
+    cast,
+    finding,
+    in_float64,
+    pairs,
+    with_findings,
+)
 from .mistakes import named_sizes
 from .oracles import central_differences
 from .report import Finding, Report
@@ -89,6 +98,7 @@ def check_gradient(
             slopes, rejected = central_differences(of_chosen, chosen)
             manual = single(jax.jit(gradient)(*wide))
             leaves, wholes, notes = by_differences(manual, slopes, rejected)
+            report = both_wrong(report, jax.jit(jax.grad(f, argnums))(*wide))
         if isinstance(argnums, int):
             leaves = tuple(d._replace(path=_alone(d.path)) for d in leaves)
         report = report._replace(

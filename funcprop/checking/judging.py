@@ -17,6 +17,7 @@ from .report import Difference, Finding, Report
 
 Tree = Any
 EPS64 = float(np.finfo(np.float64).eps)
+SATURATED = 4_096  # eps of a leaf; sums that cancel lose some hundreds
 
 
 def in_float64(check: Callable[[], Any]) -> Any:
@@ -72,6 +73,17 @@ def against_truth(manual, automatic, truth):
     return (), (whole_difference(ours, against="float64", bound=bound),), ()
 
 
+def both_wrong(report: Report, truth: Tree) -> Report:
+    """The report with a note where the automatic side is far from float64 too."""
+    notes = []
+    for (path, _, b), t in zip(report.pairs, jax.tree.leaves(truth), strict=True):
+        own = difference(path, b.astype(report.leaves[0].dtype), t, against="float64")
+        if own.max_eps > SATURATED and any(d.ok for d in report.leaves if d.path == path):
+            text = f"{path} of {report.names[1]} is {own.max_eps:.3g} eps from float64 itself"
+            notes.append(f"{text}: both sides agree and both are wrong, as in saturated tails")
+    return report._replace(notes=(*report.notes, *notes))
+
+
 def excused(report: Report, truth: Tree) -> Report:
     """The report without rows that fail for the other side's rounding.
 
@@ -98,8 +110,14 @@ def excused(report: Report, truth: Tree) -> Report:
             right = right and float(np.abs(a - b).max()) <= 16 * eps * largest
         if right:
             leaves[i] = row._replace(ok=True, pattern="")
-            notes.append(f"{path} is rounding on both sides: {report.names[1]} is as far from it")
-    return report._replace(leaves=tuple(leaves), notes=(*report.notes, *notes))
+            other = report.names[1]
+            nearer = eps > EPS64 and float(np.abs(a - t).max()) < own
+            text = f"is nearer to float64 than {other}" if nearer else "is rounding on both sides"
+            notes.append(f"{path} {text}")
+    wholes = report.wholes
+    if notes and all(d.ok for d in leaves):  # what is left in the whole are the excused leaves
+        wholes = tuple(d._replace(ok=True) for d in wholes)
+    return report._replace(leaves=tuple(leaves), wholes=wholes, notes=(*report.notes, *notes))
 
 
 def pairs(a: Tree, b: Tree) -> list[tuple[str, Any, Any]]:

@@ -12,6 +12,7 @@ from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_sh
 from .compare import compare
 from .judging import (
     against_truth,
+    both_wrong,
     bounded,
     by_differences,
     cast,
@@ -122,7 +123,7 @@ def judged(
             return report
         exact = (*(cast(tree, np.float64) for tree in given[:3]), *others)
         truth = automatically(*exact)
-        report = excused(report, truth)
+        report = excused(both_wrong(report, truth), truth)
         value = _value(layer, params, x, delta, key)
         if np.dtype(dtype) != np.float64:
             leaves, wholes, notes = against_truth(manual, automatic, truth)

@@ -134,7 +134,7 @@ def _permuted(ours, due, tolerance) -> Iterator[Seen]:
         return other.shape == ours.shape and np.abs(ours - other).max() <= 10 * tolerance
 
     gap = np.abs(np.sort(ours, axis=None) - np.sort(due, axis=None)).max()
-    if gap <= 10 * tolerance:
+    if gap <= 10 * tolerance < np.abs(ours - due).max() / 100:
         yield Seen(3, "transpose", "it has the right values in other places")
     for a, b in itertools.combinations(range(due.ndim), 2):
         if due.shape[a] == due.shape[b]:
