@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .patterns import pattern
-from .rewiring import shifted
+from .spots import shifted
 
 # Each mistake, and what to do about it.
 MISTAKES: dict[str, str] = {
