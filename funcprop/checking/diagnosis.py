@@ -21,6 +21,12 @@ WORDS = (
     (2.0, "counted twice", "are counted twice"),
     (-1.0, "sign", "have the other sign"),
 )
+# Of two paths both alike, or one twice in the place of the other.
+COUPLES = (
+    *(((factor, factor), kind, words) for factor, kind, words in WORDS),
+    ((2.0, 0.0), "counted twice", "are the first one twice"),
+    ((0.0, 2.0), "counted twice", "are the second one twice"),
+)
 PLAIN = 2  # explanations of at most this rank need no other beside them
 
 
@@ -288,19 +294,19 @@ def _two_paths(pairs, wrong, changes: Rewired, tolerance) -> list[_Explained]:
     couples = list(itertools.combinations(paths, 2))
     if not couples or len(couples) > MOST_PAIRS:
         return []
-    rows = np.zeros((len(WORDS), len(couples), len(changes.changes)))
+    rows = np.zeros((len(COUPLES), len(couples), len(changes.changes)))
     for k, couple in enumerate(couples):
-        rows[:, k, list(couple)] = [[factor - 1] for factor, _, _ in WORDS]
+        rows[:, k, list(couple)] = np.array([factors for factors, _, _ in COUPLES]) - 1
     found = []
     flat = rows.reshape(-1, rows.shape[-1])
     for n, same in enumerate(_alike(pairs, wrong, changes, flat, tolerance)):
         a, b = couples[n % len(couples)]
-        factor, kind, word = WORDS[n // len(couples)]
+        factors, kind, word = COUPLES[n // len(couples)]
         if same:
             one, two = changes.changes[a], changes.changes[b]
             text = f"the terms through {one.what} and {two.what} {word}"
             line = f"{one.line}; {two.line}"
-            mistake = Seen(4, kind, text, factor)
+            mistake = Seen(4, kind, text, factors[0] if len(set(factors)) == 1 else None)
             found.append(_Explained(4, same, mistake, line))
     return found
 

@@ -171,6 +171,8 @@ def turned(a: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
             for step in (1, -1):
                 word = f"shifted by {step:+d} along axis {axis}"
                 yield "off by one", word, shifted(a, step, axis)
+                if size > 2:
+                    yield "off by one", f"{word}, around the end", np.roll(a, step, axis)
             yield "transpose", f"reversed along axis {axis}", np.flip(a, axis)
             if size % 2 == 0 and size > 2:
                 halves = f"with the halves of axis {axis} swapped"
