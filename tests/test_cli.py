@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from funcprop import Layer, LayerError, cli, contraction, datasets, runs, trained
+from funcprop import Layer, LayerError, checks, cli, contraction, datasets, runs, trained
 from funcprop.checking import catalogue
 from funcprop.layers import activations
 
@@ -394,7 +394,7 @@ def test_check_prints_a_line_each_and_writes_them(tmp_path, capsys):
 
 def test_check_takes_every_case_unless_told(capsys, monkeypatch):
     monkeypatch.setattr(
-        cli,
+        checks,
         "_checked",
         lambda case, dtype: (
             dict.fromkeys(("whole_eps", "leaf_eps", "oracle_difference"), 0.0)
