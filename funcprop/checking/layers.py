@@ -86,7 +86,7 @@ def check_layer(
         params, x = (cast(cast(tree, dtype), np.float64) for tree in (params, x))
         y = jax.eval_shape(layer.apply, params, x, run_key)
         # A stream of its own: whoever draws x from the same seed must not get delta = x.
-        delta = _draw_like(np.random.default_rng((seed, 1)), y)
+        delta = _draw_like(np.random.default_rng((seed, *b"delta")), y)
     title = f"{title or layer.name or 'layer'} {np.dtype(dtype).name}"
     return judged(layer, params, x, delta, run_key, dtype=dtype, analytic=analytic, title=title)
 
