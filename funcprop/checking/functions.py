@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,16 @@ import numpy as np
 
 from .compare import compare
 from .judging import (
+    NOT_DETERMINISTIC,
     both_wrong,
     bounded,
     by_differences,
     cast,
-    finding,
+    differ,
     in_float64,
     pairs,
     with_findings,
 )
-from .mistakes import named_sizes
 from .oracles import central_differences
 from .report import Finding, Report
 from .rewiring import opened
@@ -76,6 +75,7 @@ def check_gradient(
     def single(found):
         return (found,) if isinstance(argnums, int) else tuple(found)
 
+    @in_float64
     def judged(report):
         wide = cast(args, np.float64)
 
@@ -98,7 +98,9 @@ def check_gradient(
             slopes, rejected = central_differences(of_chosen, chosen)
             manual = single(jax.jit(gradient)(*wide))
             leaves, wholes, notes = by_differences(manual, slopes, rejected)
-            report = both_wrong(report, jax.jit(jax.grad(f, argnums))(*wide))
+        due = single(jax.jit(jax.grad(f, argnums))(*wide))
+        if not narrow:
+            report = both_wrong(report, due)
         if isinstance(argnums, int):
             leaves = tuple(d._replace(path=_alone(d.path)) for d in leaves)
         report = report._replace(
@@ -107,29 +109,23 @@ def check_gradient(
         if report.ok:
             return report
         again = single(jax.jit(lambda *args: gradient(*args))(*(args if narrow else wide)))
-        if any(not np.array_equal(a, b, equal_nan=True) for _, a, b in pairs(again, manual)):
-            statement = "called twice with the same arguments, it gives two results"
-            return report._replace(findings=(finding("not deterministic", statement),))
+        if differ(manual, again):
+            return report._replace(findings=(NOT_DETERMINISTIC,))
         value: Callable[[Tree], jax.Array] | None = of_chosen
-        due, tolerance = single(jax.jit(jax.grad(f, argnums))(*wide)), 1e-9
-        if narrow:
-            tolerance = 1e-4
-        elif not _agrees(due, slopes, rejected):  # f has a rule of its own, which is wrong
+        tolerance = 1e-4 if narrow else 1e-9
+        if not narrow and not _agrees(
+            due, slopes, rejected
+        ):  # f has a rule of its own, which is wrong
             value = opened(of_chosen)
             due = _gradient(value, chosen)
             if due is None or not _agrees(due, slopes, rejected):
                 due, value, tolerance = slopes, None, 1e-6
-        shapes = {
-            f"argument {number}{jax.tree_util.keystr(path)}": np.shape(leaf)
-            for number, arg in enumerate(args)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(arg)
-        }
         slope = None if value is None else jax.jit(jax.grad(value))
         return with_findings(
             report,
             manual,
             due,
-            named_sizes(shapes),
+            {f"argument {number}": arg for number, arg in enumerate(args)},
             value=value,
             point=chosen,
             inputs=chosen,
@@ -137,7 +133,7 @@ def check_gradient(
             tolerance=tolerance,
         )
 
-    report = in_float64(functools.partial(judged, report))
+    report = judged(report)
     if isinstance(argnums, int):
         report = report._replace(findings=tuple(map(_of_one, report.findings)))
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ..layer import is_inexact
 from .compare import difference, retried, whole_difference
 from .diagnosis import diagnose
-from .mistakes import MISTAKES
+from .mistakes import MISTAKES, named_sizes
 from .report import Difference, Finding, Report
 
 Tree = Any
@@ -20,10 +21,15 @@ EPS64 = float(np.finfo(np.float64).eps)
 SATURATED = 4_096  # eps of a leaf; sums that cancel lose some hundreds
 
 
-def in_float64(check: Callable[[], Any]) -> Any:
-    """The result of a check with 64 bits enabled."""
-    with jax.enable_x64(True):
-        return retried(check)
+def in_float64(check: Callable[..., Report]) -> Callable[..., Report]:
+    """The check with 64 bits enabled."""
+
+    @functools.wraps(check)
+    def wide(*args, **options):
+        with jax.enable_x64(True):
+            return retried(functools.partial(check, *args, **options))
+
+    return wide
 
 
 def by_differences(manual, slopes, rejected):
@@ -149,35 +155,24 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 
 
 def with_findings(
-    report: Report,
-    ours: Tree,
-    due: Tree,
-    sizes: dict[str, int],
-    *,
-    value: Callable[[Tree], Any] | None = None,
-    point: Tree = None,
-    inputs: Tree = None,
-    again: Callable[[Tree], Any] | None = None,
-    tolerance: float = 1e-9,
+    report: Report, ours: Tree, due: Tree, trees: dict[str, Tree], **evidence: Any
 ) -> Report:
     """A report that fails, with the mistakes that explain it.
 
     Args:
         report: the report so far.
         ours, due: the two gradients in float64, from the best oracle.
-        sizes, value, point, inputs, again, tolerance: as of :func:`diagnose`.
+        trees: arrays with names, whose sizes a factor may come from.
+        **evidence: as of :func:`diagnose`.
     """
     if report.ok:
         return report
-    found = diagnose(
-        pairs(ours, due),
-        sizes,
-        value=value,
-        point=point,
-        inputs=inputs,
-        again=again,
-        tolerance=tolerance,
-    )
+    shapes = {
+        f"{name}{jax.tree_util.keystr(path)}": np.shape(leaf)
+        for name, tree in trees.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    found = diagnose(pairs(ours, due), named_sizes(shapes), **evidence)
     wrong = report.wrong
     if not found and wrong:
         statement = f"{', '.join(wrong)}: right in float64, off in {report.leaves[0].dtype}"
@@ -185,5 +180,14 @@ def with_findings(
     return report._replace(findings=found)
 
 
+def differ(a: Tree, b: Tree) -> bool:
+    return not all(np.array_equal(x, y, equal_nan=True) for _, x, y in pairs(a, b))
+
+
 def finding(kind: str, statement: str, leaves: tuple[str, ...] = ()) -> Finding:
     return Finding(kind, leaves, statement, MISTAKES[kind])
+
+
+NOT_DETERMINISTIC = finding(
+    "not deterministic", "called twice with the same arguments, it gives two results"
+)

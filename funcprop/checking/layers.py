@@ -11,18 +11,19 @@ import numpy as np
 from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_shape, with_floats
 from .compare import compare
 from .judging import (
+    NOT_DETERMINISTIC,
     against_truth,
     both_wrong,
     bounded,
     by_differences,
     cast,
+    differ,
     excused,
     finding,
     in_float64,
     pairs,
     with_findings,
 )
-from .mistakes import named_sizes
 from .oracles import central_differences, complex_step
 from .report import Report
 
@@ -91,6 +92,7 @@ def check_layer(
     return judged(layer, params, x, delta, run_key, dtype=dtype, analytic=analytic, title=title)
 
 
+@in_float64
 def judged(
     layer: Any,
     params: Tree,
@@ -107,73 +109,64 @@ def judged(
 
     ``sides`` are those of :func:`both_sides`, where the layer stands in several places.
     """
+    # The same numbers serve every dtype: those of the working one, exactly.
+    params, x, delta = (cast(cast(tree, dtype), np.float64) for tree in (params, x, delta))
+    point = {"params": floats_of(params), "x": floats_of(x)}
+    others = jax.tree.map(lambda leaf: None if is_inexact(leaf) else leaf, x), key
+    manually, automatically = sides or both_sides(layer)
+    given = (*(cast(tree, dtype) for tree in (params, floats_of(x), delta)), *others)
+    manual, automatic = manually(*given), automatically(*given)
+    report = compare(manual, automatic, names=("manual", "jax.vjp"), title=title)
+    if report.problems:
+        return report
+    exact = (*(cast(tree, np.float64) for tree in given[:3]), *others)
+    truth = automatically(*exact)
+    report = excused(both_wrong(report, truth), truth)
+    value = _value(layer, params, x, delta, key)
+    if np.dtype(dtype) != np.float64:
+        leaves, wholes, notes = against_truth(manual, automatic, truth)
+    elif analytic:
+        slopes = complex_step(value, point)
+        leaves, wholes = bounded(pairs(manual, slopes), "complex step", 1e-11)
+        notes = ()
+    else:
+        slopes, rejected = central_differences(lambda p: jnp.real(value(p)), point)
+        leaves, wholes, notes = by_differences(manual, slopes, rejected)
+    report = report._replace(
+        leaves=report.leaves + leaves, wholes=report.wholes + wholes, problems=notes
+    )
+    nonlinear = _linearity(manually, given, manual)
+    infinite = _far((manually, automatically), given, np.dtype(dtype).name)
+    report = report._replace(problems=(*nonlinear, *infinite, *notes))
+    if report.ok:
+        return report
+    if differ(manual, both_sides(layer)[0](*given)):
+        return report._replace(findings=(NOT_DETERMINISTIC,))
+    if nonlinear:
+        return report._replace(findings=(finding("not linear", nonlinear[0]),))
+    if infinite and all(row.ok for row in report.leaves):
+        return report._replace(findings=(finding("not finite", infinite[0]),))
+    try:
+        ours, tolerance = manually(*exact), 1e-9
+    except Exception:  # a rule for one dtype only
+        ours, tolerance = manual, 1e3 * float(jnp.finfo(dtype).eps)
+    names = ("params", "x", "delta")
+    inputs = dict(zip(names, (params, point["x"], delta), strict=True))
 
-    came = params, x, delta
+    def again(inputs):
+        return jax.tree.leaves(automatically(*(inputs[name] for name in names), *others))
 
-    def check():
-        # The same numbers serve every dtype: those of the working one, exactly.
-        params, x, delta = (cast(cast(tree, dtype), np.float64) for tree in came)
-        point = {"params": floats_of(params), "x": floats_of(x)}
-        others = jax.tree.map(lambda leaf: None if is_inexact(leaf) else leaf, x), key
-        manually, automatically = sides or both_sides(layer)
-        given = (*(cast(tree, dtype) for tree in (params, floats_of(x), delta)), *others)
-        manual, automatic = manually(*given), automatically(*given)
-        report = compare(manual, automatic, names=("manual", "jax.vjp"), title=title)
-        if report.problems:
-            return report
-        exact = (*(cast(tree, np.float64) for tree in given[:3]), *others)
-        truth = automatically(*exact)
-        report = excused(both_wrong(report, truth), truth)
-        value = _value(layer, params, x, delta, key)
-        if np.dtype(dtype) != np.float64:
-            leaves, wholes, notes = against_truth(manual, automatic, truth)
-        elif analytic:
-            slopes = complex_step(value, point)
-            leaves, wholes = bounded(pairs(manual, slopes), "complex step", 1e-11)
-            notes = ()
-        else:
-            slopes, rejected = central_differences(lambda p: jnp.real(value(p)), point)
-            leaves, wholes, notes = by_differences(manual, slopes, rejected)
-        report = report._replace(
-            leaves=report.leaves + leaves, wholes=report.wholes + wholes, problems=notes
-        )
-        nonlinear = _linearity(manually, given, manual)
-        infinite = _far((manually, automatically), given, np.dtype(dtype).name)
-        report = report._replace(problems=(*nonlinear, *infinite, *notes))
-        if report.ok:
-            return report
-        second = both_sides(layer)[0](*given)
-        if not _same(second, manual):
-            statement = "called twice with the same arguments, it gives two results"
-            return report._replace(findings=(finding("not deterministic", statement),))
-        if nonlinear:
-            return report._replace(findings=(finding("not linear", nonlinear[0]),))
-        if infinite and all(row.ok for row in report.leaves):
-            return report._replace(findings=(finding("not finite", infinite[0]),))
-        sizes = named_sizes(_shapes(given))
-        try:
-            ours, tolerance = manually(*exact), 1e-9
-        except Exception:  # a rule for one dtype only
-            ours, tolerance = manual, 1e3 * float(jnp.finfo(dtype).eps)
-        names = ("params", "x", "delta")
-        inputs = dict(zip(names, (params, point["x"], delta), strict=True))
-
-        def again(inputs):
-            return jax.tree.leaves(automatically(*(inputs[name] for name in names), *others))
-
-        return with_findings(
-            report,
-            ours,
-            truth,
-            sizes,
-            value=value,
-            point=point,
-            inputs=inputs,
-            again=again,
-            tolerance=tolerance,
-        )
-
-    return in_float64(check)
+    return with_findings(
+        report,
+        ours,
+        truth,
+        {"x": given[1], "params": given[0]},
+        value=value,
+        point=point,
+        inputs=inputs,
+        again=again,
+        tolerance=tolerance,
+    )
 
 
 # ------------------------------------------------------------------------------ pieces
@@ -233,20 +226,6 @@ def _far(sides, given, dtype):
             where = "x = 0" if not scale else f"{scale:g} times this x"
             return (f"at {where} {', '.join(bad)} is not finite, and in jax.vjp it is",)
     return ()
-
-
-def _same(a, b):
-    return all(np.array_equal(x, y, equal_nan=True) for _, x, y in pairs(a, b))
-
-
-def _shapes(given):
-    """The arrays' names and shapes, for the factors that may come from them."""
-    params, floats, *_ = given
-    found = {}
-    for name, tree in (("x", floats), ("params", params)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            found[f"{name}{jax.tree_util.keystr(path)}"] = np.shape(leaf)
-    return found
 
 
 def _linearity(manual, given, result):

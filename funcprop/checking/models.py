@@ -15,7 +15,6 @@ from ..sweep import checked_batch, value_and_backprop
 from .compare import compare
 from .judging import cast, excused, with_findings
 from .layers import both_sides, judged
-from .mistakes import named_sizes
 from .parts import by_vjp, taken_apart
 from .report import Finding, Report
 
@@ -77,15 +76,11 @@ def check_model(
         names=("by hand", "jax.grad"),
         title=title,
     )
+    truth = None
     if not report.ok and not report.problems:
         with jax.enable_x64(True):
-            truth = _gradient_of(
-                reference,
-                cast(params, np.float64),
-                cast(x, np.float64),
-                cast(y, np.float64),
-                key,
-            )
+            wide = (cast(tree, np.float64) for tree in (params, x, y))
+            truth = jax.jit(lambda *wide: reference.estimate(wide[0], (), *wide[1:], key)[1])(*wide)
         report = excused(report, truth)
     if parts is None:
         parts = not report.ok
@@ -95,33 +90,28 @@ def check_model(
     report = report._replace(parts=tuple(found))
     if any(not part.ok for part in found):
         return report._replace(findings=tuple(f for part in found for f in _placed(part)))
-    return explained(report, model, loss, params, x, y, key, sweep)
+    if truth is None:
+        return report
+    return explained(report, reference, params, x, y, key, sweep, truth)
 
 
-def explained(report: Report, model, loss, params, x, y, key, sweep) -> Report:
-    """The report of a whole gradient with the mistakes that explain it, judged in float64."""
+def explained(report: Report, reference: Rule, params, x, y, key, sweep, due: Tree) -> Report:
+    """The report of a whole gradient with the mistakes that explain it.
+
+    ``due`` is the gradient in float64; ``sweep(params, x, y, key)`` gives (anything, ours).
+    """
     if report.ok:
         return report
-    reference = automatic(model, loss)
     with jax.enable_x64(True):
         params, x, y = (cast(tree, np.float64) for tree in (params, x, y))
         ours = jax.jit(lambda params: sweep(params, x, y, key=key)[1])(params)
-        due = _gradient_of(reference, params, x, y, key)
 
         def value(floats):
             return reference.estimate(with_floats(params, floats), (), x, y, key)[0]
 
-        shapes = {"x": np.shape(jax.tree.leaves(x)[0])}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            shapes[jax.tree_util.keystr(path)] = np.shape(leaf)
+        named = {"x": jax.tree.leaves(x)[0], "": params}
         report = report._replace(findings=())
-        return with_findings(
-            report, ours, due, named_sizes(shapes), value=value, point=floats_of(params)
-        )
-
-
-def _gradient_of(rule: Rule, params: Tree, x: Tree, y: Tree, key: Any) -> Tree:
-    return jax.jit(lambda params, x, y: rule.estimate(params, (), x, y, key)[1])(params, x, y)
+        return with_findings(report, ours, due, named, value=value, point=floats_of(params))
 
 
 def _placed(part: Report) -> list[Finding]:
@@ -155,11 +145,12 @@ def _parts(model, params, x, y, loss, key) -> list[Report]:
         title = f"{part.place} {part.layer.name}".strip()
         if part.whole:
             title = f"{title}, between its parts"
+        if id(part.layer) not in sides:  # a part that is repeated is compiled once
+            sides[id(part.layer)] = both_sides(part.layer)
         found.append(
             judged(
                 part.layer, part.params, part.x, part.delta, part.key,
-                dtype=dtype, analytic=False, title=title,
-                sides=sides.setdefault(id(part.layer), both_sides(part.layer)),
+                dtype=dtype, analytic=False, title=title, sides=sides[id(part.layer)],
             )
         )  # fmt: skip
     title = f"loss {loss.name}"

@@ -75,10 +75,9 @@ def rewired(
     flat = jax.make_jaxpr(_inlined(value, structure, openly))(*leaves)
     spots = Spots(slopes)
     visit(flat.jaxpr, [True] * len(leaves), (), spots)
-    changes = spots.changes[:MOST]
     size = sum(leaf.size for leaf in leaves)
-    count = min(len(changes), max(1, NUMBERS // max(size, 1)))
-    changes = changes[:count]
+    count = min(len(spots.changes), MOST, max(1, NUMBERS // max(size, 1)))
+    changes = spots.changes[:count]
 
     def gradient(knobs, *leaves):
         def of(*leaves):
@@ -306,8 +305,7 @@ def _other_slopes(jaxpr, block, env, y, place, spots, knobs):
     z = jax.lax.stop_gradient(env[block.z])
 
     def again(z, literals=None):
-        inner = {**{v: jax.lax.stop_gradient(a) for v, a in env.items() if is_inexact(a)}}
-        inner = {v: inner.get(v, a) for v, a in env.items()}
+        inner = {v: jax.lax.stop_gradient(a) if is_inexact(a) else a for v, a in env.items()}
         inner[block.z] = z
         swap = dict(zip(block.literals, literals, strict=True)) if literals is not None else {}
 

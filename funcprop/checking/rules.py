@@ -83,7 +83,7 @@ def _checker(rule: Rule, model: Layer, loss: Loss) -> Callable[..., Report]:
             return report
         own = [(p, b, t) for (p, _, b), t in zip(pairs, jax.tree.leaves(truth), strict=True)]
         leaves = tuple(
-            difference(p, a, b, against="jax.grad", bound=_bound(128, difference, p, b, t))
+            difference(p, a, b, against="jax.grad", bound=128 + 4 * _far(p, b, t))
             for (p, a, b), (_, _, t) in zip(pairs, own, strict=True)
         )
         far = whole_difference(own, against="float64").l2_eps
@@ -94,13 +94,13 @@ def _checker(rule: Rule, model: Layer, loss: Loss) -> Callable[..., Report]:
         def sweep(params, x, y, key):
             return None, rule.estimate(params, cast(state, np.float64), x, y, key)[1]
 
-        return explained(report, model, loss, params, x, y, key, sweep)
+        return explained(report, reference, params, x, y, key, sweep, truth)
 
     return check
 
 
-def _bound(least: float, of: Callable, path: str, automatic: Any, truth: Any) -> float:
-    return least + 4 * of(path, automatic, truth, against="float64").max_eps
+def _far(path: str, automatic: Any, truth: Any) -> float:
+    return difference(path, automatic, truth, against="float64").max_eps
 
 
 class Diverged(AssertionError):

@@ -42,7 +42,8 @@ class Change(NamedTuple):
     Attributes:
         kind: "scale" (a path counts more or less), "slope" (another derivative of a nonlinearity),
             "constant" (another constant in it), "mask" (nothing is masked), "operand" (the other
-            factor of a product shifted, turned or transposed).
+            factor of a product shifted, turned or transposed), "place" (what that factor was made
+            of), "next" (that factor a step of the scan later).
         what: what is changed, in words.
         line: the line of the forward pass.
         looped: whether it is inside a scan, where it acts in every step: the gradient is then a
@@ -91,6 +92,7 @@ def visit(
     def moves(v):
         return not isinstance(v, Literal) and live.get(v, False) and is_inexact(v.aval)
 
+    before = _before(jaxpr, moves)
     for i, eqn in enumerate(jaxpr.eqns):
         place, name = (*path, i), eqn.primitive.name
         operands = [k for k, v in enumerate(eqn.invars) if moves(v)]
@@ -107,7 +109,7 @@ def visit(
         else:
             out = [bool(operands) and name not in FLAT] * len(eqn.outvars)
             if not spots.slopes:
-                _product_knobs(eqn, operands, place, spots, _before(jaxpr, i, moves), after)
+                _product_knobs(eqn, operands, place, spots, before, after)
         for v, m in zip(eqn.outvars, out, strict=True):
             live[v] = m
     for block in _blocks(jaxpr, live) if spots.slopes else ():
@@ -116,7 +118,7 @@ def visit(
         for n, slope in enumerate(block.names):
             spots.add(((*path, block.last), n, "slope"), "slope", slope, eqn)
         for n, literal in enumerate(block.literals):
-            what = f"the constant {_literal_text(literal)}"
+            what = f"the constant {literal:.6g}"
             spots.add(((*path, block.last), n, "constant"), "constant", what, eqn)
     return [bool(moves(v)) for v in jaxpr.outvars]
 
@@ -164,9 +166,9 @@ def _product_knobs(eqn, operands, place, spots, before, after):
             spots.others.setdefault((place, k), []).append((kind, source))
 
 
-def _before(jaxpr, last, moves):
+def _before(jaxpr, moves):
     """The values of one shape that a variable was made of, the nearest ones first."""
-    made = {v: eqn for eqn in jaxpr.eqns[:last] for v in eqn.outvars}
+    made = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
 
     def of(v):
         found: list[Any] = []
@@ -322,7 +324,3 @@ def line_of(eqn: Any) -> str:
             code = linecache.getline(frame.file_name, frame.line_num).strip()
             return f"{Path(frame.file_name).name}:{frame.line_num}: {code}" if code else ""
     return ""
-
-
-def _literal_text(value: float) -> str:
-    return f"{value:.6g}"
