@@ -32,6 +32,9 @@ def compare(
 ) -> Report:
     """Compares two gradients leaf by leaf.
 
+    Of two functions the report also says which change of one operation of ``automatic`` would make
+    it ``manual``.
+
     Args:
         manual: a tree of arrays, or a function of ``args`` that gives one.
         automatic: the same, to compare with.  Functions are jitted, both.
@@ -60,6 +63,7 @@ def compare(
     """
     if callable(manual) != callable(automatic):
         raise TypeError("compare takes two trees, or two functions and their arguments")
+    reference = (automatic, args) if callable(automatic) else None
     if callable(manual):
         sides = jax.jit(manual), jax.jit(automatic)
         manual, automatic = retried(lambda: [side(*args) for side in sides])
@@ -75,7 +79,8 @@ def compare(
     if report.ok or findings:
         return report
     tolerance = 1e3 * max((_eps(jnp.result_type(b)) for _, _, b in pairs), default=0.0)
-    return report._replace(findings=diagnose(report.pairs, {}, tolerance=tolerance))
+    found = diagnose(report.pairs, {}, reference=reference, tolerance=tolerance)
+    return report._replace(findings=found)
 
 
 def retried(check: Callable[[], Any]) -> Any:

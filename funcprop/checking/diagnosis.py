@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from .mistakes import MISTAKES, Seen, factor_text, is_named, rounded, seen, turned
+from .reference import others
 from .report import Finding
 from .rewiring import Rewired, rewired
 
@@ -45,6 +46,7 @@ def diagnose(
     point: Tree = None,
     inputs: Tree = None,
     again: Callable[[Tree], Sequence[np.ndarray]] | None = None,
+    reference: tuple[Callable[..., Tree], tuple] | None = None,
     tolerance: float = 1e-9,
 ) -> tuple[Finding, ...]:
     """The mistakes that explain the difference of two gradients, the best explanation first.
@@ -60,6 +62,7 @@ def diagnose(
         point: where it was taken, float64.
         inputs: what the gradient is computed from, a tree of float64 arrays, and
         again: the due gradient of other inputs, a list as in pairs.
+        reference: the function whose result is due, and its arguments.
         tolerance: the share of a leaf's largest value that counts as rounding.
 
     Returns:
@@ -76,6 +79,8 @@ def diagnose(
     found = _joined(found) + _swapped(pairs, wrong, tolerance)
     if again is not None and not _settled(found, wrong):
         found += _turned(pairs, wrong, inputs, again, tolerance)
+    if reference is not None and not _settled(found, wrong):
+        found += _referred(pairs, wrong, reference, tolerance)
     finite = all(np.isfinite(a).all() for _, a, _ in pairs)
     for slopes in (False, True):
         if value is None or not finite or _settled(found, wrong):
@@ -141,6 +146,32 @@ def _turned(pairs, wrong, inputs, again, tolerance) -> list[_Explained]:
             values = [other if n == k else old for n, (_, old) in enumerate(leaves)]
             text = f"{jax.tree_util.keystr(path)} is {word} where its derivative is taken"
             found += same_as(again(jax.tree.unflatten(structure, values)), kind, text)
+    return found
+
+
+def _referred(pairs, wrong, reference, tolerance) -> list[_Explained]:
+    """What the function that is due would give, were one of its operations another one, or two."""
+    changes, results = others(*reference)
+    found = []
+
+    def add(leaves, rank, kind, text, line):
+        if sum(pairs[i][1].size for i in leaves) > 1:  # one number is hit by chance
+            mistake = Seen(rank, kind, f"in what is due {text}")
+            found.append(_Explained(rank, frozenset(leaves), mistake, line))
+
+    for n, change in enumerate(changes):
+        same = [i for i in wrong if not _is_wrong(pairs[i][1], results[i][n], tolerance)]
+        add(same, change.rank, change.kind, change.what, change.line)
+    missing = [n for n, change in enumerate(changes) if change.kind == "missing term"]
+    for i in wrong:
+        _, ours, due = pairs[i]
+        effects = (results[i][missing] - due).reshape(len(missing), -1)
+        gap, room = (ours - due).ravel(), tolerance * np.abs(due).max(initial=0)
+        for a, b in itertools.combinations(range(len(missing)), 2):
+            if (np.abs(gap - effects[a] - effects[b]) <= room).all():
+                one, two = changes[missing[a]], changes[missing[b]]
+                text = f"{one.what} and {two.what}"
+                add([i], 4, "missing term", text, f"{one.line}; {two.line}")
     return found
 
 
@@ -330,6 +361,8 @@ def _named(change, c: float, rest: float, sizes) -> Seen:
     if change.kind == "operand":
         kind = "off by one" if "shifted" in change.what else "transpose"
         return Seen(2, kind, f"in a product {change.what} was taken", None, rest)
+    if change.kind in MISTAKES:  # a twin
+        return Seen(3, change.kind, f"on the way back, {change.what}", None, rest)
     if change.kind == "constant":
         return Seen(4, "wrong function", f"{change.what} is {1 + c:.6g} times as large", None, rest)
     place = "output" in change.what or "for y" in change.what

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .patterns import pattern
-from .spots import shifted
+from .spots import ends, shifted
 
 # Each mistake, and what to do about it.
 MISTAKES: dict[str, str] = {
@@ -135,7 +135,7 @@ def _permuted(ours, due, tolerance) -> Iterator[Seen]:
 
     gap = np.abs(np.sort(ours, axis=None) - np.sort(due, axis=None)).max()
     if gap <= 10 * tolerance < np.abs(ours - due).max() / 100:
-        yield Seen(3, "transpose", "it has the right values in other places")
+        yield Seen(4, "transpose", "it has the right values in other places")
     for a, b in itertools.combinations(range(due.ndim), 2):
         if due.shape[a] == due.shape[b]:
             for sign, word in ((1, ""), (-1, " and has the other sign")):
@@ -177,10 +177,10 @@ def turned(a: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
             if size % 2 == 0 and size > 2:
                 halves = f"with the halves of axis {axis} swapped"
                 yield "transpose", halves, np.roll(a, size // 2, axis)
-            for word, kept in _ends(size):
+            for word, kept in ends(size):
                 index = np.isin(np.arange(size), kept)
                 part = np.where(np.expand_dims(index, _others(a.ndim, axis)), a, 0)
-                yield "missing term", f"0 but at {word} of axis {axis}", part
+                yield "missing term", f"0 but at {word} of the indices of axis {axis}", part
     for first, last in itertools.combinations(range(a.ndim + 1), 2):
         if last - first > 1:
             axes = tuple(range(first, last))
@@ -188,14 +188,6 @@ def turned(a: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
     for one, two in itertools.combinations(range(a.ndim), 2):
         if a.shape[one] == a.shape[two] > 1:
             yield "transpose", f"transposed in the axes {one} and {two}", np.swapaxes(a, one, two)
-
-
-def _ends(size: int) -> list[tuple[str, list[int]]]:
-    all_of = list(range(size))
-    found = [("the first index", all_of[:1]), ("the last index", all_of[-1:])]
-    if size > 2:
-        found += [("all but the first", all_of[1:]), ("all but the last", all_of[:-1])]
-    return found
 
 
 def _others(ndim: int, axis: int) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ def rewired(
             not used.
     """
     leaves, structure = jax.tree.flatten(point)
-    flat = jax.make_jaxpr(_inlined(value, structure, openly))(*leaves)
+    flat = jax.make_jaxpr(inlined(value, structure, openly))(*leaves)
     spots = Spots(slopes)
     visit(flat.jaxpr, [True] * len(leaves), (), spots)
     size = sum(leaf.size for leaf in leaves)
@@ -114,7 +114,7 @@ def opened(value: Callable[[Tree], jax.Array]) -> Callable[[Tree], jax.Array]:
 
     def of(point):
         leaves, structure = jax.tree.flatten(point)
-        return _inlined(value, structure, True)(*leaves)
+        return inlined(value, structure, True)(*leaves)[0]
 
     return of
 
@@ -160,7 +160,7 @@ def _(primals, tangents):
 RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
-def _inlined(value, structure, openly):
+def inlined(value, structure, openly):
     """``value`` of the leaves, traced with the calls in it opened."""
     calls = CALLS | RULES if openly else CALLS
 
@@ -168,7 +168,7 @@ def _inlined(value, structure, openly):
         closed = jax.make_jaxpr(lambda *leaves: value(jax.tree.unflatten(structure, leaves)))(
             *leaves
         )
-        return _run(closed.jaxpr, closed.consts, leaves, (), None, None, calls)[0]
+        return _run(closed.jaxpr, closed.consts, leaves, (), None, None, calls)
 
     return of
 
@@ -200,7 +200,7 @@ def _run(jaxpr, consts, args, path, spots, knobs, calls=None, after=None):
             with _lines_of(eqn):
                 out = _run_scan(eqn, values, place, spots, knobs, calls)
         else:
-            out = _bound(eqn, values)
+            out = bound(eqn, values)
             if spots is not None:
                 out = [_products(eqn, values, out[0], place, spots, knobs, env, after), *out[1:]]
         if i in blocks:
@@ -210,7 +210,7 @@ def _run(jaxpr, consts, args, path, spots, knobs, calls=None, after=None):
     return [read(v) for v in jaxpr.outvars]
 
 
-def _bound(eqn, values):
+def bound(eqn, values):
     """An operation on other values than its own."""
     given = eqn.primitive.get_bind_params(eqn.params)
     functions, params = given if isinstance(given, tuple) else ((), given)  # before jax 0.10.2
@@ -229,12 +229,19 @@ def _run_scan(eqn, values, place, spots, knobs, calls):
     body, params = eqn.params["jaxpr"], eqn.params
     consts, carry = params["num_consts"], params["num_carry"]
 
+    counted = [] if spots is None else [key for key in spots.at if key[0] == place and "steps" in key]
+    numbers = [jnp.arange(params["length"])] if counted else []
+
     def step(held, entries, spots=spots, after=None):
-        args = [*values[:consts], *held, *entries]
+        args = [*values[:consts], *held, *entries[len(numbers) :]]
+        for key in counted if spots is not None else ():
+            _, k, _, steps = key
+            out_of_it = ~jnp.isin(entries[0], np.array(steps))
+            args[k] = _scaled(args[k], -knobs[spots.at[key]] * out_of_it)
         out = _run(body.jaxpr, body.consts, args, place, spots, knobs, calls, after)
         return out[:carry], out[carry:]
 
-    first, entries = values[consts : consts + carry], values[consts + carry :]
+    first, entries = values[consts : consts + carry], [*numbers, *values[consts + carry :]]
     how = {"length": params["length"], "reverse": params["reverse"]}
     if spots is None or not any(kind == "next" for kind, _ in _inside(spots, place)):
         last, stacked = jax.lax.scan(step, first, entries, **how)
@@ -273,6 +280,11 @@ def _products(eqn, values, out, place, spots, knobs, env, after):
         elif knob is not None:
             factor = 1 / values[1] if name == "div" else values[1 - k]
             out = _with_slope(out, values[k], (1 - factor) * knobs[knob])
+        for n, twin in enumerate(spots.twins.get((place, k), ())):
+            knob = knobs[spots.at[place, k, "twin", n]]
+            held = jax.lax.stop_gradient(values)
+            ghosts = [*held[:k], _phantom(values[k]), *held[k + 1 :]]
+            out = out + knob * (twin.of(ghosts, held[k]) - twin.own(ghosts, held[k]))
         others = spots.others.get((place, k), ())
         if others:
             own = jax.lax.stop_gradient(values[1 - k])
@@ -318,7 +330,7 @@ def _other_slopes(jaxpr, block, env, y, place, spots, knobs):
 
         for i in block.eqns:
             eqn = jaxpr.eqns[i]
-            out = _bound(eqn, list(map(read, eqn.invars)))
+            out = bound(eqn, list(map(read, eqn.invars)))
             inner.update(zip(eqn.outvars, out, strict=True))
         return out[0]
 

@@ -19,6 +19,7 @@ from jax.extend.core import Literal
 
 from ..layer import is_inexact
 from .slopes import OWN, SLOPES
+from .twins import Twin, twins
 
 MOST_BEFORE = 4
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "checkpoint": "jaxpr"}
@@ -43,7 +44,7 @@ class Change(NamedTuple):
         kind: "scale" (a path counts more or less), "slope" (another derivative of a nonlinearity),
             "constant" (another constant in it), "mask" (nothing is masked), "operand" (the other
             factor of a product shifted, turned or transposed), "place" (what that factor was made
-            of), "next" (that factor a step of the scan later).
+            of), "next" (that factor a step of the scan later), or what a twin is called.
         what: what is changed, in words.
         line: the line of the forward pass.
         looped: whether it is inside a scan, where it acts in every step: the gradient is then a
@@ -64,6 +65,7 @@ class Spots:
         self.at: dict[tuple, int] = {}
         self.changes: list[Change] = []
         self.others: dict[tuple, list[tuple[str, Any]]] = {}
+        self.twins: dict[tuple, list[Twin]] = {}
         self.blocks: dict[tuple, dict[int, Block]] = {}
 
     def add(self, key: tuple, kind: str, what: str, eqn: Any) -> None:
@@ -105,6 +107,11 @@ def visit(
                 what = f"operand {k + 1} of {name}"
                 spots.add((place, k, "scale"), "scale", what, eqn)
         if name == "scan":
+            for k in operands:
+                if not spots.slopes and k < eqn.params["num_consts"]:
+                    for word, steps in ends(eqn.params["length"]):
+                        what = f"of the sum over steps {word} alone counts"
+                        spots.add((place, k, "steps", tuple(steps)), "missing term", what, eqn)
             out = _visit_scan(eqn, [moves(v) for v in eqn.invars], place, spots)
         else:
             out = [bool(operands) and name not in FLAT] * len(eqn.outvars)
@@ -137,8 +144,12 @@ def _visit_scan(eqn, moving, place, spots):
 
 
 def _product_knobs(eqn, operands, place, spots, before, after):
-    """Changes of products and selections."""
+    """Changes of products and selections, and twins."""
     name = eqn.primitive.name
+    for k in operands:
+        for n, twin in enumerate(twins(eqn, k)):
+            spots.add((place, k, "twin", n), twin.kind, twin.what, eqn)
+            spots.twins.setdefault((place, k), []).append(twin)
     if name == "select_n":
         for k in operands:
             if k:
@@ -309,6 +320,15 @@ def _needed(jaxpr, y, z, made, root) -> set[int]:
 
 
 # ------------------------------------------------------------------------ words
+
+
+def ends(size: int) -> list[tuple[str, list[int]]]:
+    """The indices of an axis that are taken where its ends are mistaken: (in words, which)."""
+    all_of = list(range(size))
+    found = [("the first", all_of[:1]), ("the last", all_of[-1:])]
+    if size > 2:
+        found += [("all but the first", all_of[1:]), ("all but the last", all_of[:-1])]
+    return found if size > 1 else []
 
 
 def line_of(eqn: Any) -> str:
