@@ -264,7 +264,7 @@ def _looped(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[_Explained
     tries = []
     for k, change in enumerate(changes.changes):
         if change.looped and change.kind == "scale":
-            tries += [(k, factor - 1) for factor, _, _ in WORDS]
+            tries += [(k, factor - 1) for factor in (*(f for f, _, _ in WORDS), 0.5)]
         elif change.looped and change.kind != "constant":
             tries.append((k, 1.0))
     rows = np.zeros((len(tries), len(changes.changes)))
@@ -319,7 +319,9 @@ def _two_paths(pairs, wrong, changes: Rewired, tolerance) -> list[_Explained]:
     """Two paths left out or counted twice together, as where a mean is taken of shifted numbers."""
     paths = [k for k, change in enumerate(changes.changes) if change.kind == "scale"]
     couples = list(itertools.combinations(paths, 2))
-    if not couples or len(couples) > MOST_PAIRS:
+    if len(couples) > MOST_PAIRS:
+        couples = _likely(pairs, wrong, changes.effects, paths, tolerance)[:MOST_PAIRS]
+    if not couples:
         return []
     rows = np.zeros((len(COUPLES), len(couples), len(changes.changes)))
     for k, couple in enumerate(couples):
@@ -338,6 +340,24 @@ def _two_paths(pairs, wrong, changes: Rewired, tolerance) -> list[_Explained]:
     return found
 
 
+def _likely(pairs, wrong, effects, paths, tolerance) -> list[tuple[int, int]]:
+    """The couples of paths whose effects add up to the difference of some leaf."""
+    ends = np.cumsum([a.size for _, a, _ in pairs])
+    found = set()
+    for i in wrong:
+        _, ours, due = pairs[i]
+        if ours.size < 2:
+            continue
+        own = effects[paths, ends[i] - ours.size : ends[i]]
+        gap, room = (ours - due).ravel(), 1e2 * tolerance * np.abs(due).max()
+        for n, first in enumerate(own):
+            for (a, b), _, _ in COUPLES:
+                rest = gap - (a - 1) * first - (b - 1) * own[n + 1 :]
+                same = np.flatnonzero((np.abs(rest) <= room).all(1))
+                found |= {(paths[n], paths[n + 1 + m]) for m in same}
+    return sorted(found)
+
+
 def _named(change, c: float, rest: float, sizes) -> Seen:
     """A change as a mistake."""
     if change.kind == "scale":
@@ -352,17 +372,15 @@ def _named(change, c: float, rest: float, sizes) -> Seen:
         rank = 3 if is_named(factor, sizes) else 6
         text = f"{term} is {factor_text(factor, sizes)} times too large"
         return Seen(rank, "factor", text, factor, rest)
-    if change.kind == "mask":
-        kind = "mask ignored" if "selection" in change.what else "factor"
-        return Seen(2, kind, f"on the way back {change.what}", None, rest)
     if change.kind in ("next", "place"):
         kind = "off by one" if change.kind == "next" else "wrong place"
         return Seen(3, kind, f"in a product {change.what} was taken", None, rest)
     if change.kind == "operand":
         kind = "off by one" if "shifted" in change.what else "transpose"
         return Seen(2, kind, f"in a product {change.what} was taken", None, rest)
-    if change.kind in MISTAKES:  # a twin
-        return Seen(3, change.kind, f"on the way back, {change.what}", None, rest)
+    if change.kind in MISTAKES:  # another linear map
+        rank = 2 if change.kind in ("mask ignored", "factor") else 3
+        return Seen(rank, change.kind, f"on the way back {change.what}", None, rest)
     if change.kind == "constant":
         return Seen(4, "wrong function", f"{change.what} is {1 + c:.6g} times as large", None, rest)
     place = "output" in change.what or "for y" in change.what

@@ -120,7 +120,7 @@ def _by_slices(ours, due, wrong, tolerance) -> Iterator[Seen]:
             values = ", ".join(f"{v:.4g}" for v in c[:8])
             more = ", ..." if len(c) > 8 else ""
             yield Seen(
-                3, kind, f"each index of axis {axis} has a factor of its own: {values}{more}"
+                4, kind, f"each index of axis {axis} has a factor of its own: {values}{more}"
             )
             return
 
@@ -141,6 +141,9 @@ def _permuted(ours, due, tolerance) -> Iterator[Seen]:
             for sign, word in ((1, ""), (-1, " and has the other sign")):
                 if same(sign * np.swapaxes(due, a, b)):
                     yield Seen(2, "transpose", f"it is transposed in the axes {a} and {b}{word}")
+            gap = ours - due  # of a term t that stands there as tᵀ: tᵀ - t
+            if due.shape[a] > 2 and np.abs(gap + np.swapaxes(gap, a, b)).max() <= 10 * tolerance:
+                yield Seen(4, "transpose", f"a term of it is transposed in the axes {a} and {b}")
     for axis, size in enumerate(due.shape):
         for step in (1, -1, 2, -2):
             if size <= abs(step):

@@ -202,7 +202,7 @@ def _run(jaxpr, consts, args, path, spots, knobs, calls=None, after=None):
         else:
             out = bound(eqn, values)
             if spots is not None:
-                out = [_products(eqn, values, out[0], place, spots, knobs, env, after), *out[1:]]
+                out = _products(eqn, values, out, place, spots, knobs, env, after)
         if i in blocks:
             other = _other_slopes(jaxpr, blocks[i], env, out[0], place, spots, knobs)
             out = [_with_slope(out[0], env[blocks[i].z], other)]
@@ -228,16 +228,15 @@ def _lines_of(eqn):
 def _run_scan(eqn, values, place, spots, knobs, calls):
     body, params = eqn.params["jaxpr"], eqn.params
     consts, carry = params["num_consts"], params["num_carry"]
-
-    counted = [] if spots is None else [key for key in spots.at if key[0] == place and "steps" in key]
+    counted = [key for key in (spots.at if spots else ()) if key[0] == place and "steps" in key]
     numbers = [jnp.arange(params["length"])] if counted else []
 
     def step(held, entries, spots=spots, after=None):
         args = [*values[:consts], *held, *entries[len(numbers) :]]
-        for key in counted if spots is not None else ():
+        for key in counted if spots else ():
             _, k, _, steps = key
-            out_of_it = ~jnp.isin(entries[0], np.array(steps))
-            args[k] = _scaled(args[k], -knobs[spots.at[key]] * out_of_it)
+            beyond = ~jnp.isin(entries[0], np.array(steps))
+            args[k] = _scaled(args[k], -knobs[spots.at[key]] * beyond)
         out = _run(body.jaxpr, body.consts, args, place, spots, knobs, calls, after)
         return out[:carry], out[carry:]
 
@@ -270,24 +269,18 @@ def _inside(spots, place):
 
 
 def _products(eqn, values, out, place, spots, knobs, env, after):
-    """The result of an operation, with the changes of its factors."""
-    name = eqn.primitive.name
+    """The results of an operation, with other maps in its place and other factors in it."""
     for k in range(len(values)):
-        knob = spots.at.get((place, k, "mask"))
-        if knob is not None and name == "select_n":
-            other = jnp.broadcast_to(values[0] != (k - 1), out.shape).astype(out.dtype)
-            out = _with_slope(out, values[k], other * knobs[knob])
-        elif knob is not None:
-            factor = 1 / values[1] if name == "div" else values[1 - k]
-            out = _with_slope(out, values[k], (1 - factor) * knobs[knob])
+        held = jax.lax.stop_gradient(values)
         for n, twin in enumerate(spots.twins.get((place, k), ())):
-            knob = knobs[spots.at[place, k, "twin", n]]
-            held = jax.lax.stop_gradient(values)
             ghosts = [*held[:k], _phantom(values[k]), *held[k + 1 :]]
-            out = out + knob * (twin.of(ghosts, held[k]) - twin.own(ghosts, held[k]))
+            maps = twin.of(ghosts, held[k]), twin.own(ghosts, held[k])
+            gaps = jax.tree.leaves(jax.tree.map(jnp.subtract, *maps))
+            knob = knobs[spots.at[place, k, "twin", n]]
+            out = [y + knob * gap for y, gap in zip(out, gaps, strict=True)]
         others = spots.others.get((place, k), ())
         if others:
-            own = jax.lax.stop_gradient(values[1 - k])
+            own = held[1 - k]
             found = [
                 jax.lax.stop_gradient(_other(kind, source, own, eqn.invars[1 - k], env, after))
                 for kind, source in others
@@ -296,7 +289,7 @@ def _products(eqn, values, out, place, spots, knobs, env, after):
             pair: list[Any] = [None, None]
             pair[k] = _phantom(values[k])
             pair[1 - k] = _mixed(knobs[first : first + len(found)], [f - own for f in found])
-            out = out + eqn.primitive.bind(*pair, **eqn.params)
+            out = [out[0] + eqn.primitive.bind(*pair, **eqn.params)]
     return out
 
 

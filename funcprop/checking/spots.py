@@ -42,9 +42,9 @@ class Change(NamedTuple):
 
     Attributes:
         kind: "scale" (a path counts more or less), "slope" (another derivative of a nonlinearity),
-            "constant" (another constant in it), "mask" (nothing is masked), "operand" (the other
-            factor of a product shifted, turned or transposed), "place" (what that factor was made
-            of), "next" (that factor a step of the scan later), or what a twin is called.
+            "constant" (another constant in it), "operand" (the other factor of a product shifted,
+            turned or transposed), "place" (what that factor was made of), "next" (that factor a
+            step of the scan later), or the mistake that another linear map is.
         what: what is changed, in words.
         line: the line of the forward pass.
         looped: whether it is inside a scan, where it acts in every step: the gradient is then a
@@ -110,7 +110,7 @@ def visit(
             for k in operands:
                 if not spots.slopes and k < eqn.params["num_consts"]:
                     for word, steps in ends(eqn.params["length"]):
-                        what = f"of the sum over steps {word} alone counts"
+                        what = f"{word} of the steps of the sum alone counts"
                         spots.add((place, k, "steps", tuple(steps)), "missing term", what, eqn)
             out = _visit_scan(eqn, [moves(v) for v in eqn.invars], place, spots)
         else:
@@ -144,20 +144,12 @@ def _visit_scan(eqn, moving, place, spots):
 
 
 def _product_knobs(eqn, operands, place, spots, before, after):
-    """Changes of products and selections, and twins."""
+    """Other linear maps, and other factors of products."""
     name = eqn.primitive.name
     for k in operands:
         for n, twin in enumerate(twins(eqn, k)):
             spots.add((place, k, "twin", n), twin.kind, twin.what, eqn)
             spots.twins.setdefault((place, k), []).append(twin)
-    if name == "select_n":
-        for k in operands:
-            if k:
-                spots.add((place, k, "mask"), "mask", "the selection lets all of it back", eqn)
-    if name == "mul" and len(operands) == 1 and eqn.invars[1 - operands[0]].aval.shape:
-        spots.add((place, operands[0], "mask"), "mask", "the factor is left out", eqn)
-    if name == "div" and operands == [0] and eqn.invars[1].aval.shape:
-        spots.add((place, 0, "mask"), "mask", "the divisor is left out", eqn)
     if name not in ("mul", "dot_general", "conv_general_dilated"):
         return
     for k in operands:
