@@ -10,6 +10,7 @@ import numpy as np
 
 from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_shape, with_floats
 from .compare import compare
+from .diagnosis import diagnose
 from .judging import (
     NOT_DETERMINISTIC,
     against_truth,
@@ -24,6 +25,7 @@ from .judging import (
     pairs,
     with_findings,
 )
+from .laws import by_laws
 from .oracles import central_differences, complex_step
 from .report import Report
 
@@ -48,7 +50,9 @@ def check_layer(
     The gradient by parameters and input, for a random delta, is compared with ``jax.vjp`` of
     ``layer.apply``, both sides jitted; in float64 also with the complex step or with central
     differences, and in narrower floats its error against a float64 truth with that of
-    ``jax.vjp``.  That ``backward`` is linear in delta is tried too.
+    ``jax.vjp``.  That ``backward`` is linear in delta is tried too.  Of a gradient that is right
+    the ``rows`` of the layer's sites are then compared with the gradients of single examples, and
+    a loss's ``root`` and ``sample`` with its Hessian.
 
     Args:
         layer: a layer or a loss.
@@ -139,7 +143,7 @@ def judged(
     infinite = _far((manually, automatically), given, np.dtype(dtype).name)
     report = report._replace(problems=(*nonlinear, *infinite, *notes))
     if report.ok:
-        return report
+        return _with_laws(report, layer, *exact)
     if differ(manual, both_sides(layer)[0](*given)):
         return report._replace(findings=(NOT_DETERMINISTIC,))
     if nonlinear:
@@ -170,6 +174,17 @@ def judged(
 
 
 # ------------------------------------------------------------------------------ pieces
+
+
+def _with_laws(report, layer, params, floats, delta, rest, key):
+    """The report of a gradient that is right, with what statistics take from the layer."""
+    try:
+        leaves, arrays = by_laws(layer, params, _joined(floats, rest), delta, key)
+    except (TypeError, ValueError) as error:  # a rule for one dtype only
+        note = f"what statistics take from it was not checked, in float64: {error}"
+        return report._replace(notes=(*report.notes, note))
+    report = report._replace(leaves=report.leaves + leaves)
+    return report if report.ok else report._replace(findings=diagnose(arrays, {}))
 
 
 def both_sides(layer):
