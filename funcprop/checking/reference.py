@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from ..layer import is_inexact
-from .rewiring import bound, inlined
+from .rewiring import FAST, bound, in_chunks, inlined
 from .spots import line_of
 
 MOST = 2_000  # how many places are changed at most
@@ -90,9 +90,8 @@ def others(f: Callable[..., Any], args: tuple) -> tuple[list[Other], list[np.nda
             env.update(zip(eqn.outvars, out, strict=True))
         return [read(v) for v in flat.jaxpr.outvars]
 
-    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     every = jax.jit(
-        lambda rows, *leaves: jax.lax.map(lambda row: run(row, *leaves), rows, batch_size=64),
-        compiler_options=fast,
+        lambda rows, *leaves: in_chunks(lambda row: run(row, *leaves), rows),
+        compiler_options=FAST,
     )
     return found, jax.device_get(every(rows, *leaves))

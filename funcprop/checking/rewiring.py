@@ -39,6 +39,9 @@ except ImportError:  # an explanation without its line is one still
 Tree = Any
 MOST = 4_000  # how many changes are tried at most
 NUMBERS = 40_000_000  # and how many numbers they may hold
+CHUNK = 64
+# What runs once and takes longer to compile than to run.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Rewired(NamedTuple):
@@ -91,22 +94,29 @@ def rewired(
         none = jnp.zeros(len(spots.changes))
         g, along = jax.linearize(lambda knobs: gradient(knobs, *leaves), none)
         # A row a change: the derivative is linear, so the rows come in chunks of unit vectors.
-        return g, jax.lax.map(along, jnp.eye(count, len(none)), batch_size=64)
+        return g, in_chunks(along, jnp.eye(count, len(none)))
 
-    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    g, effects = jax.device_get(jax.jit(all_of, compiler_options=fast)(*leaves))
+    g, effects = jax.device_get(jax.jit(all_of, compiler_options=FAST)(*leaves))
 
     def at(rows):
         rows = np.pad(rows, ((0, 0), (0, len(spots.changes) - count)))
         several = jax.jit(
-            lambda rows, *leaves: jax.lax.map(
-                lambda row: gradient(row, *leaves), rows, batch_size=64
-            ),
-            compiler_options=fast,
+            lambda rows, *leaves: in_chunks(lambda row: gradient(row, *leaves), rows),
+            compiler_options=FAST,
         )
         return jax.device_get(several(rows, *leaves))
 
     return Rewired(g, changes, effects, at)
+
+
+def in_chunks(f: Callable[[Any], Tree], rows: Any) -> Tree:
+    """f of each row, some rows at a time, in one loop: f is compiled once."""
+    count = len(rows)
+    if count <= CHUNK:
+        return jax.vmap(f)(rows)
+    padded = jnp.pad(rows, ((0, -count % CHUNK), (0, 0)))
+    found = jax.lax.map(jax.vmap(f), padded.reshape(-1, CHUNK, rows.shape[1]))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
 
 def opened(value: Callable[[Tree], jax.Array]) -> Callable[[Tree], jax.Array]:
