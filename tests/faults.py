@@ -278,7 +278,7 @@ ACTIVATIONS = (
         "gelu_tanh: the cube's 3 missing",
         "layers/activations",
         "(1 + 3 * _GELU_A * z * z)", "(1 + _GELU_A * z * z)",
-        "gelu_tanh", "gelu_tanh", "x", "wrong function", "factor",
+        "gelu_tanh", "gelu_tanh", "x", "wrong function", "missing term", "factor",
     ),
     edit(
         "silu: sigmoid of z for that of -z",
@@ -311,7 +311,7 @@ ACTIVATIONS = (
         "softsign: not squared",
         "layers/activations",
         "1 / (1 + jnp.abs(z)) ** 2", "1 / (1 + jnp.abs(z))",
-        "softsign", "softsign", "x", "wrong function",
+        "softsign", "softsign", "x", "wrong function", "missing term",
     ),
     edit(
         "sigmoid: derivative at the pre-activation",
@@ -1376,7 +1376,8 @@ GRAPH = (
         "graph_attention: no slope below 0",
         "layers/graph_attention",
         "delta_z = jnp.where(rises, delta_z, slope * delta_z)", "pass",
-        "graph_attention(2, heads=2)", "graph_attention", "in.w out.a x.0", "wrong function",
+        "graph_attention(2, heads=2)", "graph_attention", "in.w out.a x.0",
+        "wrong function", "factor",
     ),
     edit(
         "graph_attention, mean of heads: not divided by their number",
@@ -1518,7 +1519,7 @@ LOSSES = (
         "mean_absolute_error: 0 for -1",
         "losses",
         "jnp.where(p >= t, 1, -1)", "jnp.where(p >= t, 1, 0)",
-        "mean_absolute_error", "mean_absolute_error", "x.0", "wrong function",
+        "mean_absolute_error", "mean_absolute_error", "x.0", "wrong function", "missing term",
     ),
     edit(
         "huber: not clipped",
@@ -1886,7 +1887,7 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], Any]] = {
     quadratic: (quadratic_gradient, _arrays("nn", "n", "n")),
     log_determinant: (log_determinant_gradient, _arrays("nm")),
     cosine_similarity: (cosine_similarity_gradient, _arrays("bn", "bn")),
-    kernel_sum: (kernel_sum_gradient, lambda draw: (*_arrays("an", "bn")(draw), np.float64(-1.0))),
+    kernel_sum: (kernel_sum_gradient, lambda draw: (*_arrays("an", "bn")(draw), np.float64(-0.7))),
     distances: (distances_gradient, _arrays("bn", "bb")),
     robust_regression: (robust_regression_gradient, _arrays("n", "", "bn", "b")),
     dot_attention: (dot_attention_gradient, _arrays("td", "sd", "sm", "tm")),

@@ -1,4 +1,4 @@
-"""check_layer of what statistics take from a layer: rows of its sites, root and sample of a loss."""
+"""What statistics take from a layer, checked: rows of sites, root and sample of a loss."""
 
 import jax
 import jax.numpy as jnp

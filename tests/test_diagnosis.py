@@ -251,7 +251,10 @@ def test_a_leaf_that_is_rounding_accuses_nobody():
 
 @pytest.mark.parametrize("f", [normalised, squashed, branched, masked, recurrent])
 def test_the_rewired_gradient_is_that_of_jax(f, x64):
-    point = tuple(map(jnp.asarray, arguments(f)))
+    _is_linear_in_each_change(f, tuple(map(jnp.asarray, arguments(f))))
+
+
+def _is_linear_in_each_change(f, point):
     due = np.concatenate([g.ravel() for g in jax.grad(lambda p: f(*p))(point)])
     for slopes in (False, True):
         found = rewired(lambda p: f(*p), point, slopes)
@@ -279,6 +282,176 @@ def test_a_path_left_out_is_a_stopped_gradient(x64):
     ]
     due = jax.grad(stopped)(point).ravel()
     assert min(np.abs(found.gradient - e - due).max() for e in effects) < 1e-12
+
+
+# ------------------------------------------------------- operations mistaken for one another
+
+IDS = jnp.array([3, 0, 3, 4, 3])
+COUNTS = jnp.array([1.0, 2.0, 2.0, 4.0])
+KERNEL = jnp.asarray(DRAW.normal(size=(3, 4, 4)), "float32")
+
+
+def convolved(x, low=1):
+    dims = ("NWC", "WIO", "NWC")
+    k, ends = KERNEL.astype(x.dtype), [(low, 2 - low)]
+    y = jax.lax.conv_general_dilated(x[None], k, (1,), ends, dimension_numbers=dims)
+    return jnp.sum(c(x) * y[0])
+
+
+def counted_once(x):
+    last = jnp.array([False, True, False, True, True])[:, None]
+    return jnp.sum(jnp.where(last, c(x), 0) * x[IDS])
+
+
+def sides(x, swapped=False):
+    a, b = jnp.split(x, 2, axis=-1)
+    a, b = (b, a) if swapped else (a, b)
+    return jnp.sum(c(x)[:, :2] * a + c(x)[:, 2:] * b * 2) + jnp.sum(jnp.sin(x))
+
+
+def summed(x, steps=range(5)):
+    """The same row of x in every step of a scan."""
+    used = jnp.isin(jnp.arange(5), jnp.array(steps))
+
+    weights = jnp.asarray(c(x))
+
+    def step(h, t):
+        h = 0.5 * h + weights[t] * jnp.where(used[t], x[0], jax.lax.stop_gradient(x[0]))
+        return h, None
+
+    return jnp.sum(jax.lax.scan(step, jnp.zeros(4, x.dtype), jnp.arange(5))[0])
+
+
+def rising(x, share=None):
+    if share is None:
+        return jnp.sum(c(x)[0] * jnp.max(x, 0))
+    return jnp.sum(c(x)[0] * share(x, 0))
+
+
+# (f, a function whose gradient is mistaken for that of f, the mistake, words of the report)
+TWINS = {
+    "window": (convolved, lambda x: convolved(x, 2), "off by one", "the window is moved by -1"),
+    "once": (lambda x: jnp.sum(c(x) * x[IDS]), counted_once, "missing term", "the last one alone"),
+    "indices": (
+        lambda x: jnp.sum(c(x) * x[IDS] * (1 + x[0])),
+        lambda x: jnp.sum(c(x) * (x[IDS] * (1 + x[0]) + _moved(x) * (1 + _held(x)[0]))),
+        "off by one",
+        "indices of axis 0 are moved by +1, the last kept",
+    ),
+    "pieces": (sides, lambda x: sides(x, True), "transpose", "pieces 1 and 2"),
+    "winners": (rising, lambda x: rising(x, jnp.sum), "mask ignored", "gets all of it"),
+    "shares": (rising, lambda x: rising(x, jnp.mean), "mask ignored", "gets a share of it"),
+    "divisor": (
+        lambda x: jnp.sum(c(x) * (x / COUNTS)),
+        lambda x: jnp.sum(c(x) * x / 4),
+        "factor",
+        "its largest value everywhere",
+    ),
+    "square": (
+        lambda x: jnp.sum(c(x) * (x / COUNTS)),
+        lambda x: jnp.sum(c(x) * x / COUNTS**2),
+        "wrong function",
+        "the divisor is squared",
+    ),
+    "copies": (
+        lambda x: jnp.sum(c(x) * (x[:1] + c(x))),
+        lambda x: jnp.sum(c(x)[-1:] * x[:1]),
+        "missing term",
+        "the last index of the sum over axis 0",
+    ),
+    "steps": (summed, lambda x: summed(x, [4]), "missing term", "back the last of the steps"),
+}
+
+
+def _held(x):
+    return jax.lax.stop_gradient(x)
+
+
+def _moved(x):
+    """What the indices one further take, less what the right ones do; its value is 0."""
+    gap = x[jnp.minimum(IDS + 1, 4)] - x[IDS]
+    return gap - _held(gap)
+
+
+@pytest.mark.parametrize("name", ["window", "once", "pieces", "winners", "divisor", "steps"])
+def test_with_twins_too_the_rewired_gradient_is_that_of_jax(name, x64):
+    _is_linear_in_each_change(TWINS[name][0], (jnp.asarray(X),))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_another_operation_is_named(name):
+    f, other, kind, words = TWINS[name]
+    x = jnp.asarray(X, "float32")
+    report = check_gradient(f, jax.grad(other), x)
+    assert not report.ok
+    assert [finding.kind for finding in report.findings] == [kind], str(report)
+    assert words in report.findings[0].statement
+
+
+def test_two_paths_among_many():
+    rates = jnp.arange(1.0, 61.0) / 20
+
+    def f(x, off=()):
+        terms = [jnp.sin(r * (_held(x) if n in off else x)) for n, r in enumerate(rates)]
+        return jnp.sum(c(x) * sum(terms))
+
+    report = check_gradient(f, jax.grad(lambda x: f(x, (7, 31))), jnp.asarray(X, "float32"))
+    assert [finding.kind for finding in report.findings] == ["missing term"]
+    assert "and" in report.findings[0].statement
+
+
+def test_a_term_that_is_transposed():
+    square = jnp.asarray(X[:4] + 3 * np.eye(4), "float32")
+
+    def f(p):
+        return jnp.linalg.slogdet(p)[1] - jnp.sum(p * p)
+
+    report = check_gradient(f, lambda p: jnp.linalg.inv(p) - 2 * p, square)
+    assert [finding.kind for finding in report.findings] == ["transpose"]
+    assert "a term of it is transposed" in report.findings[0].statement
+
+
+# ------------------------------------------------------------ two functions, no gradient
+
+
+def squares(x, w):
+    return jnp.sum(x * x, 1) + jnp.sum(jnp.sin(x @ w), 1) ** 2 + 0.1 * x[:, 0] ** 4
+
+
+def lengths(x, w):
+    return jnp.sqrt(squares(x, w))
+
+
+@pytest.mark.parametrize(
+    ("due", "other", "kind", "words"),
+    [
+        (lengths, squares, "wrong function", "sqrt is left out"),
+        (
+            lengths,
+            lambda x, w: jnp.sqrt(squares(x, w) - 0.1 * x[:, 0] ** 4),
+            "missing term",
+            "operand 2 of add is missing",
+        ),
+        (
+            lengths,
+            lambda x, w: jnp.sqrt(squares(x, w) + 0.1 * x[:, 0] ** 4),
+            "counted twice",
+            "operand 2 of add is counted twice",
+        ),
+        (
+            squares,
+            lambda x, w: jnp.sum(jnp.sin(x @ w), 1) ** 2,
+            "missing term",
+            "is missing and operand",
+        ),
+    ],
+)
+def test_compare_says_which_operation_of_what_is_due_is_another(due, other, kind, words):
+    args = jnp.abs(jnp.asarray(X, "float32")) + 1, jnp.asarray(W, "float32")
+    report = fp.compare(other, due, *args)
+    assert [finding.kind for finding in report.findings] == [kind], str(report)
+    assert words in report.findings[0].statement
+    assert "test_diagnosis.py" in report.findings[0].line
 
 
 def test_opened_ignores_rules(x64):

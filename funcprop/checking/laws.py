@@ -68,9 +68,11 @@ def _rows(layer, params, x, delta, key) -> Iterator[Law]:
             return ()
         left, right = map(dense, site.rows(inputs, delta))
         found = {"matrix": jnp.einsum("brm,brn->bmn", right, left)}
-        grads = jax.vmap(
-            lambda *one: site.gradient(*jax.tree.map(lambda leaf: leaf[None], one))
-        )(inputs, delta)
+
+        def one(*given):
+            return site.gradient(*jax.tree.map(lambda leaf: leaf[None], given))
+
+        grads = jax.vmap(one)(inputs, delta)
         due = {"matrix": jax.vmap(lambda tree: matrix_of(site, tree))(grads)}
         if site.summed_bias and "b" in grads:
             found["bias"], due["bias"] = right.sum(1), grads["b"]

@@ -119,19 +119,22 @@ def _windows(eqn: Any) -> Found:
 def _indices(eqn: Any) -> Found:
     """Entries taken by index: the next ones, or each of them once."""
     shape, take = eqn.invars[0].aval.shape, _operation(eqn)
-    for axis in eqn.params["dimension_numbers"].start_index_map:
-        if eqn.params["slice_sizes"][axis] != 1 or shape[axis] < 2:
-            continue
-        for step in (1, -1):
+
+    def moved(axis, step, clipped):
+        def of(values, x):
             at = np.arange(shape[axis]) + step
-            for end, inside in (("", (at >= 0) & (at < shape[axis])), (", the last kept", True)):
+            inside = _along((at >= 0) & (at < shape[axis]) | clipped, axis, x.ndim)
+            next_ones = jnp.take(values[0], np.clip(at, 0, shape[axis] - 1), axis)
+            return take([jnp.where(inside, next_ones, 0), *values[1:]], x)
 
-                def moved(values, x, at=np.clip(at, 0, shape[axis] - 1), axis=axis, inside=inside):
-                    keep = _along(np.broadcast_to(inside, at.shape), axis, x.ndim)
-                    others = jnp.where(keep, jnp.take(values[0], at, axis), 0)
-                    return take([others, *values[1:]], x)
+        return of
 
-                yield "off by one", f"indices of axis {axis} are moved by {step:+d}{end}", moved
+    for axis in eqn.params["dimension_numbers"].start_index_map:
+        if eqn.params["slice_sizes"][axis] == 1 and shape[axis] > 1:
+            for step in (1, -1):
+                what = f"indices of axis {axis} are moved by {step:+d}"
+                yield "off by one", what, moved(axis, step, False)
+                yield "off by one", f"{what}, the last kept", moved(axis, step, True)
 
     def once(values, x):
         numbers = jnp.arange(x.size, dtype=x.dtype).reshape(x.shape)
@@ -147,16 +150,23 @@ def _indices(eqn: Any) -> Found:
 
 def _pieces(eqn: Any, split: Map) -> Found:
     """Pieces of an array, two of them in each other's place."""
+
+    def swapped(i, j):
+        def of(values, x):
+            pieces = list(split(values, x))
+            pieces[i], pieces[j] = pieces[j], pieces[i]
+            return pieces
+
+        return of
+
     sizes = eqn.params["sizes"]
     for i, j in itertools.combinations(range(min(len(sizes), MOST_PIECES)), 2):
         if sizes[i] == sizes[j]:
-
-            def swapped(values, x, i=i, j=j):
-                pieces = list(split(values, x))
-                pieces[i], pieces[j] = pieces[j], pieces[i]
-                return pieces
-
-            yield "transpose", f"pieces {i + 1} and {j + 1} are taken for one another", swapped
+            yield (
+                "transpose",
+                f"pieces {i + 1} and {j + 1} are taken for one another",
+                swapped(i, j),
+            )
 
 
 def _winners(eqn: Any) -> Found:
@@ -205,15 +215,16 @@ def _copies(eqn: Any, k: int, operation: Map) -> Found:
     """Copies along an axis, of which one alone counts."""
     shape, given = eqn.outvars[0].aval.shape, eqn.invars[k].aval.shape
     kept = eqn.params.get("broadcast_dimensions", tuple(range(len(given))))
+
+    def one(axis, n):
+        keep = _along(np.arange(shape[axis]) == n, axis, len(shape))
+        return lambda values, x: jnp.where(keep, operation(values, x), 0)
+
     for axis, size in enumerate(shape):
-        if size < 2 or (axis in kept and given[kept.index(axis)] == size):
-            continue
-        for n, word in ((0, "first"), (size - 1, "last")):
-
-            def one(values, x, keep=_along(np.arange(size) == n, axis, len(shape))):
-                return jnp.where(keep, operation(values, x), 0)
-
-            yield "missing term", f"the {word} index of the sum over axis {axis} alone counts", one
+        if size > 1 and (axis not in kept or given[kept.index(axis)] != size):
+            for n, word in ((0, "first"), (size - 1, "last")):
+                what = f"the {word} index of the sum over axis {axis} alone counts"
+                yield "missing term", what, one(axis, n)
 
 
 def _finite(a: Any) -> Any:
