@@ -100,3 +100,14 @@ def test_what_cannot_be_checked_in_float64_is_said():
     report = fp.check_layer(right._replace(backward=backward), (5,))
     report.assert_ok()
     assert "was not checked" in " ".join(report.notes)
+
+
+def test_saturated_predictions_accuse_nobody():
+    predictions, labels = PREDICTIONS
+    fp.check_layer(LOSS, x=(40 * predictions, labels), dtype="float64").assert_ok()
+
+
+def test_many_gradients_are_left_out():
+    report = fp.check_layer(fp.dense(2_000), (2_000,))
+    report.assert_ok()
+    assert not [d.path for d in report.leaves if d.path.startswith("sites")]

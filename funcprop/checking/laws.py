@@ -17,24 +17,14 @@ from ..layer import Site
 from ..losses import Loss
 from ..rows import dense, matrix_of
 from .compare import difference
-from .judging import bounded
+from .judging import EPS64, bounded
 from .report import Difference
 
 Tree = Any
+Pair = tuple[str, Any, Any]
 DRAWS = 4_096
-MOST = 2_000_000  # numbers that a Hessian, or all draws, may have
-
-
-class Law(NamedTuple):
-    """Attributes: path, found, due: as of a pair; against: the oracle; room: of a mean of draws,
-    how far off chance may bring it, as a share of the largest value.
-    """
-
-    path: str
-    found: Any
-    due: Any
-    against: str
-    room: float = 0.0
+MOST_GRADIENTS = 10_000_000  # numbers that the gradients of all examples may have
+MOST_DRAWN = 2_000_000  # and a Hessian, or all draws
 
 
 class _Rows(NamedTuple):
@@ -45,22 +35,26 @@ class _Rows(NamedTuple):
 
 def by_laws(
     layer: Any, params: Tree, x: Tree, delta: Tree, key: Any
-) -> tuple[tuple[Difference, ...], list[tuple[str, np.ndarray, np.ndarray]]]:
-    """Rows of a report, in float64, and the arrays behind them."""
-    found = [*_rows(layer, params, x, delta, key)]
+) -> tuple[tuple[Difference, ...], list[Pair]]:
+    """Rows of a report, in float64, and the arrays behind them.
+
+    Rows of more numbers than MOST_GRADIENTS are left out, and so are draws of many predictions.
+    """
+    found: list[Pair] = []
+    leaves: tuple[Difference, ...] = ()
+    size = len(jax.tree.leaves(x)[0]) * sum(leaf.size for leaf in jax.tree.leaves(params))
+    if size <= MOST_GRADIENTS:
+        found = [*_rows(layer, params, x, delta, key)]
+        leaves = bounded(found, "the gradients of single examples", 1e-9)[0]
     if isinstance(layer, Loss) and hasattr(x[0], "shape"):  # not several predictions
-        found += _curvature(layer, params, x, key)
-    leaves = [
-        difference(*law[:3], against=law.against, bound=1, eps=law.room)
-        if law.room
-        else bounded([law[:3]], law.against, 1e-9)[0][0]
-        for law in found
-    ]
-    arrays = [(law.path, np.asarray(law.found), np.asarray(law.due)) for law in found]
-    return tuple(leaves), arrays
+        for pair, against, room in _curvature(layer, params, x, key):
+            bound, eps = (1.0, room) if room else (1e-9 / EPS64, EPS64)
+            leaves += (difference(*pair, against=against, bound=bound, eps=eps),)
+            found.append(pair)
+    return leaves, [(path, np.asarray(a), np.asarray(b)) for path, a, b in found]
 
 
-def _rows(layer, params, x, delta, key) -> Iterator[Law]:
+def _rows(layer, params, x, delta, key) -> Iterator[Pair]:
     """rightᵀ left of each example, and Σ right, against the site's gradient of that example."""
 
     def statistic(site, inputs, delta):
@@ -87,15 +81,19 @@ def _rows(layer, params, x, delta, key) -> Iterator[Law]:
     )
     for n, (site, found, due) in enumerate(trees):
         for name in found:
-            path = f"sites[{n}] {site.name}, rows of the {name}"
-            yield Law(path, found[name], due[name], "the gradients of single examples")
+            yield f"sites[{n}] {site.name}, rows of the {name}", found[name], due[name]
 
 
-def _curvature(loss, params, x, key) -> Iterator[Law]:
-    """Σ S Sᵀ of the root, and the mean of s sᵀ over draws, against the Hessian by predictions."""
+def _curvature(loss, params, x, key) -> Iterator[tuple[Pair, str, float]]:
+    """Σ S Sᵀ of the root, and the mean of s sᵀ over draws, against the Hessian by predictions.
+
+    The last value is how far off chance may bring a mean, as a share of the largest value.  The
+    predictions are scaled down to 1, so that what is drawn is not rare.
+    """
     prediction, target = x
+    prediction = prediction / max(1.0, float(np.abs(prediction).max(initial=0)))
     size, count = len(prediction), prediction.size // len(prediction)
-    if size * count * max(count, DRAWS) > MOST:
+    if size * count * max(count, DRAWS) > MOST_DRAWN:
         return
 
     def one(params, p, t):
@@ -115,8 +113,8 @@ def _curvature(loss, params, x, key) -> Iterator[Law]:
         return due, squares, mean / DRAWS, jnp.sqrt(spread) / DRAWS
 
     due, squares, mean, error = jax.device_get(jax.jit(both)(params, prediction, target))
-    yield Law("root, squared", squares, due, "the Hessian")
+    yield ("root, squared", squares, due), "the Hessian", 0.0
     largest = float(np.abs(due).max(initial=0))
     if largest:  # rare draws may be missing from the error that is estimated
         room = 8 * float(error.max()) / largest + 12 / np.sqrt(DRAWS)
-        yield Law("sample, mean square", mean, due, f"the Hessian, {DRAWS} draws, in bounds", room)
+        yield ("sample, mean square", mean, due), f"the Hessian, {DRAWS} draws, in bounds", room
