@@ -22,7 +22,6 @@ statistics and the models.  The checkers in float64 see all of them in float64.
 from __future__ import annotations
 
 import argparse
-import collections
 import fnmatch
 import re
 import time
@@ -257,11 +256,12 @@ def row(name: str, seen: Rows, alarms: Rows) -> tuple[str, ...]:
 
 def missed(seen: Rows, alarms: Rows) -> list[str]:
     """What went wrong, a line each."""
-    lines, refused = [], collections.Counter[str]()
+    lines: list[str] = []
+    refused: dict[str, list[str]] = {}
     for fault, verdict in seen:
         words = [w for w, ok in zip(("placed", "named"), verdict[1:3], strict=True) if ok is False]
         if verdict.found is None:
-            refused[verdict.said] += 1
+            refused.setdefault(verdict.said, []).append(fault.name)
         elif not verdict.found:
             lines.append(f"missed: {fault.name}")
         elif words:
@@ -271,8 +271,9 @@ def missed(seen: Rows, alarms: Rows) -> list[str]:
         if verdict.found:
             lines.append(f"false alarm: {innocent.name}: {verdict.said}")
         elif verdict.found is None:
-            refused[verdict.said] += 1
-    lines += [f"not run, {count} times: {said}" for said, count in refused.items()]
+            refused.setdefault(verdict.said, []).append(innocent.name)
+    for said, names in refused.items():
+        lines.append(f"not run, {len(names)} times, as {names[0]}: {said}")
     return [line if len(line) <= 400 else f"{line[:397]}..." for line in lines]
 
 

@@ -111,3 +111,15 @@ def test_many_gradients_are_left_out():
     report = fp.check_layer(fp.dense(2_000), (2_000,))
     report.assert_ok()
     assert not [d.path for d in report.leaves if d.path.startswith("sites")]
+
+
+def test_a_backward_pass_that_works_on_its_gradients_is_said():
+    right = fp.dense(3)
+
+    def backward(weights, residuals, delta, statistic=fp.gradient):
+        delta_x, grads = right.backward(weights, residuals, delta, statistic)
+        return delta_x, {"w": grads["w"], "b": grads["b"]}
+
+    report = fp.check_layer(right._replace(backward=backward), (5,))
+    report.assert_ok()
+    assert "was not checked" in " ".join(report.notes)

@@ -79,6 +79,8 @@ def _rows(layer, params, x, delta, key) -> Iterator[Pair]:
     trees = jax.tree.leaves(
         jax.jit(sweep)(params, x, delta), is_leaf=lambda leaf: isinstance(leaf, _Rows)
     )
+    if not all(isinstance(leaf, _Rows) for leaf in trees):
+        raise TypeError("backward does not hand on what a statistic returns as it is")
     for n, (site, found, due) in enumerate(trees):
         for name in found:
             yield f"sites[{n}] {site.name}, rows of the {name}", found[name], due[name]

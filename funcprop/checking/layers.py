@@ -180,8 +180,9 @@ def _with_laws(report, layer, params, floats, delta, rest, key):
     """The report of a gradient that is right, with what statistics take from the layer."""
     try:
         leaves, arrays = by_laws(layer, params, _joined(floats, rest), delta, key)
-    except (TypeError, ValueError) as error:  # a rule for one dtype only
-        note = f"what statistics take from it was not checked, in float64: {error}"
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # A rule for one dtype only, or a backward pass that computes with its gradients.
+        note = f"what statistics take from it was not checked: {error}"
         return report._replace(notes=(*report.notes, note))
     report = report._replace(leaves=report.leaves + leaves)
     return report if report.ok else report._replace(findings=diagnose(arrays, {}))
