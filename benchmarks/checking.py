@@ -17,12 +17,16 @@ is; gradcheck names one input, which counts if the fault hits it.  It counts as 
 finding's name is among those that describe it.  Then the checkers see innocent gradients: all
 cases of the catalogue in four dtypes with random batches, plain functions of random shapes, the
 statistics and the models.  The checkers in float64 see all of them in float64.
+
+Unless XLA_FLAGS says otherwise all is compiled without LLVM's optimisations, which abort on some
+programs in float16.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import re
 import time
 import warnings
@@ -286,6 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkers", nargs="+", metavar="PATTERN", help="names, with *")
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     faults = [f for f in FAULTS if _matches(f.name, options.only)]
     if options.limit is not None:
         chosen = np.linspace(0, len(faults) - 1, min(options.limit, len(faults))).round()

@@ -146,7 +146,7 @@ def _parts(model, params, x, y, loss, key) -> list[Report]:
         if part.whole:
             title = f"{title}, between its parts"
         if id(part.layer) not in sides:  # a part that is repeated is compiled once
-            sides[id(part.layer)] = both_sides(part.layer)
+            sides[id(part.layer)] = both_sides(part.layer, dtype)
         found.append(
             judged(
                 part.layer, part.params, part.x, part.delta, part.key,
