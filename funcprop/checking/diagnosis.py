@@ -12,7 +12,16 @@ import numpy as np
 from .mistakes import MISTAKES, Seen, rounded, seen, turned
 from .reference import others
 from .report import Finding
-from .searches import Explained, changed, changes_of, everywhere, is_wrong, looped, two_paths
+from .searches import (
+    Explained,
+    adding_up,
+    changed,
+    changes_of,
+    everywhere,
+    is_wrong,
+    looped,
+    two_paths,
+)
 
 Tree = Any
 Pair = tuple[str, np.ndarray, np.ndarray]
@@ -148,11 +157,10 @@ def _referred(pairs, wrong, reference, tolerance) -> list[Explained]:
         _, ours, due = pairs[i]
         effects = (results[i][missing] - due).reshape(len(missing), -1)
         gap, room = (ours - due).ravel(), tolerance * np.abs(due).max(initial=0)
-        for a, b in itertools.combinations(range(len(missing)), 2):
-            if (np.abs(gap - effects[a] - effects[b]) <= room).all():
-                one, two = changes[missing[a]], changes[missing[b]]
-                text = f"{one.what} and {two.what}"
-                add([i], 4, "missing term", text, f"{one.line}; {two.line}")
+        for a, b in adding_up(gap, effects, effects, room):
+            one, two = changes[missing[a]], changes[missing[b]]
+            text = f"{one.what} and {two.what}"
+            add([i], 4, "missing term", text, f"{one.line}; {two.line}")
     return found
 
 

@@ -181,12 +181,19 @@ def _likely(pairs, wrong, effects, paths, tolerance) -> list[tuple[int, int]]:
             continue
         own = effects[paths, ends[i] - ours.size : ends[i]]
         gap, room = (ours - due).ravel(), 1e2 * tolerance * np.abs(due).max()
-        for n, first in enumerate(own):
-            for (a, b), _, _ in COUPLES:
-                rest = gap - (a - 1) * first - (b - 1) * own[n + 1 :]
-                same = np.flatnonzero((np.abs(rest) <= room).all(1))
-                found |= {(paths[n], paths[n + 1 + m]) for m in same}
+        for (a, b), _, _ in COUPLES:
+            both = adding_up(gap, (a - 1) * own, (b - 1) * own, room)
+            found |= {(paths[n], paths[m]) for n, m in both}
     return sorted(found)
+
+
+def adding_up(gap, ones, others, room) -> list[tuple[int, int]]:
+    """The (n, m), n < m, with ones[n] + others[m] = gap."""
+    return [
+        (n, n + 1 + int(m))
+        for n, one in enumerate(ones)
+        for m in np.flatnonzero((np.abs(gap - one - others[n + 1 :]) <= room).all(1))
+    ]
 
 
 def _named(change, c: float, rest: float, sizes) -> Seen:
