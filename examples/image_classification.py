@@ -135,7 +135,7 @@ for kind in epochs:
             train, test = ((framed(x), y) for x, y in (train, test))
         line = live_line(f"{kind:<7}  seed {seed}", epochs[kind])
         params, losses[kind, seed] = trained(rule, data, kind, seed, callback=line)
-        frozen, params = fp.calibrate(model, params, train[0])
+        frozen, _ = fp.calibrate(model, params, train[0])
         found = answers(frozen, params, test[0])
         accuracy[kind, seed] = float(np.mean(found == test[1]))
         misses = np.flatnonzero(found != test[1])

@@ -23,6 +23,8 @@ from .combinators import residual as residual
 from .combinators import serial as serial
 from .evaluation import accuracy as accuracy
 from .evaluation import evaluate as evaluate
+from .frozen import statistics_of as statistics_of
+from .frozen import with_statistics as with_statistics
 from .layer import Layer as Layer
 from .layer import LayerError as LayerError
 from .layer import Site as Site

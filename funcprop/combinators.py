@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .frozen import given, is_frozen, statistics_of
 from .layer import (
     Layer,
     LayerError,
@@ -367,8 +368,8 @@ def repeat(layer: Layer, n: int) -> Layer:
         forward     h⁽⁰⁾ = x      h⁽ˡ⁾ = f(θₗ, h⁽ˡ⁻¹⁾)
         transport   δ⁽ˡ⁻¹⁾ = δ⁽ˡ⁾ ∂f(θₗ, h⁽ˡ⁻¹⁾)/∂h⁽ˡ⁻¹⁾
 
-    The parameters, and the statistic's results, are the layer's with an axis of size n in front.
-    Compile time does not grow with n.
+    The parameters, the statistic's results and the statistics that a calibrated layer holds are the
+    layer's with an axis of size n in front.  Compile time does not grow with n.
 
     Args:
         layer: a layer that keeps its input's shape.
@@ -385,6 +386,19 @@ def repeat(layer: Layer, n: int) -> Layer:
     """
     layer = as_layer(layer, "repeat")
     check_count("repeat", "n", n)
+    if is_frozen(layer):
+        held = statistics_of(layer)
+        copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), held)
+        layer = given(layer, copies)
+    return _repeated(layer, n)
+
+
+def _repeated(layer: Layer, n: int) -> Layer:
+    """:func:`repeat` of a layer whose statistics, if it holds any, have the axis n in front."""
+    held = statistics_of(layer) if is_frozen(layer) else ()
+
+    def each(statistics):
+        return given(layer, statistics) if held else layer
 
     def init(key, shape):
         out_shape = shape
@@ -407,10 +421,15 @@ def repeat(layer: Layer, n: int) -> Layer:
                 raise LayerError(
                     "repeat", f"a parameter has shape {leaf.shape}, ({n}, ...) is due; its n is {n}"
                 )
+        for leaf in jax.tree.leaves(held):
+            if len(leaf) != n:
+                raise LayerError(
+                    "repeat", f"statistics have shape {leaf.shape}, ({n}, ...) is expected"
+                )
 
         def step(x, part):
-            part_params, part_key = part
-            y, residuals = layer.forward(part_params, x, part_key)
+            part_params, part_key, statistics = part
+            y, residuals = each(statistics).forward(part_params, x, part_key)
             for old, new in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
                 if old.shape != new.shape or old.dtype != new.dtype:
                     raise LayerError(
@@ -421,15 +440,16 @@ def repeat(layer: Layer, n: int) -> Layer:
             return y, residuals
 
         keys = None if key is None else jax.random.split(key, n)
-        return jax.lax.scan(step, x, (params, keys), length=n)
+        return jax.lax.scan(step, x, (params, keys, held), length=n)
 
     def backward(weights, residuals, delta, statistic=gradient):
         def step(delta, part):
-            return layer.backward(*part, delta, statistic)
+            part_weights, kept, statistics = part
+            return each(statistics).backward(part_weights, kept, delta, statistic)
 
-        return jax.lax.scan(step, delta, (weights, residuals), length=n, reverse=True)
+        return jax.lax.scan(step, delta, (weights, residuals, held), length=n, reverse=True)
 
-    return Layer(init, forward, backward, "repeat", (layer,), lambda parts: repeat(parts[0], n))
+    return Layer(init, forward, backward, "repeat", (layer,), lambda parts: _repeated(parts[0], n))
 
 
 def remat(layer: Layer) -> Layer:

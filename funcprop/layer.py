@@ -24,6 +24,8 @@ Five laws hold for every layer, and each is a test that every layer passes:
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -55,8 +57,11 @@ class Layer(NamedTuple):
         name: what errors and summaries call it.
         parts: the layers a combinator is made of.
         rebuild: ``rebuild(parts) -> layer`` makes the combinator anew from other parts.
-        inference: the layer that :func:`~funcprop.calibrate` puts in its place, with statistics of
-            the whole data among its parameters; ``None`` where there is no difference.
+        inference: ``inference(statistics) -> layer``, of a layer whose output depends on the whole
+            batch, makes its form for inference: it takes the same parameters and normalises by
+            ``{"mean", "variance"}`` of the data; ``None`` where there is no difference.
+        statistics: ``statistics() -> {"mean", "variance"}`` of such a form: the constants that it
+            holds; ``None`` elsewhere.  See :func:`~funcprop.calibrate`.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import dense
@@ -76,7 +81,8 @@ class Layer(NamedTuple):
     name: str = ""
     parts: tuple[Layer, ...] = ()
     rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
-    inference: Layer | None = None
+    inference: Callable[[Tree], Layer] | None = None
+    statistics: Callable[[], Tree] | None = None
 
     def apply(self, params: Tree, x: Tree, key: jax.Array | None = None) -> Tree:
         """The forward pass without its residuals."""
@@ -233,6 +239,37 @@ def check_float(layer: str, x: Any, argument: str = "x") -> None:
         raise LayerError(
             layer, f"{argument} is {x.dtype}, floats are due; cast it, or embed it if it holds ids"
         )
+
+
+def described(tree: Any) -> str:
+    """What came in the place of a tuple or a dict."""
+    if isinstance(tree, dict):
+        return f"a dict of {sorted(map(str, tree))}"
+    kind = type(tree).__name__
+    return f"a {kind} of {len(tree)}" if isinstance(tree, (tuple, list)) else f"a {kind}"
+
+
+def check_number(
+    layer: str,
+    argument: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+) -> float:
+    """``value``, a finite number of Python or NumPy within the bounds, as a float; else raises."""
+    try:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        number = float(value) if real else math.nan
+    except OverflowError:
+        number = math.inf
+    if math.isfinite(number) and above < number < below and number >= at_least:
+        return number
+    bounds = {"above": above, "at least": at_least, "below": below}
+    given = [f"{name} {bound:g}" for name, bound in bounds.items() if math.isfinite(bound)]
+    expected = f"a finite number {' and '.join(given)}".strip()
+    raise LayerError(layer, f"{argument} is {value!r}, {expected} is expected")
 
 
 def check_count(layer: str, argument: str, value: Any) -> None:

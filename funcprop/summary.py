@@ -17,6 +17,8 @@ class Row(NamedTuple):
     out_shape: Any
     parameters: int
     parameter_shapes: Any
+    constants: int = 0
+    constant_shapes: Any = ()
 
 
 class Summary(NamedTuple):
@@ -25,29 +27,38 @@ class Summary(NamedTuple):
     Attributes:
         rows: a :class:`Row` for each layer without parts, in the order of the model.
         parameters: how many numbers the model learns.
+        constants: how many numbers it holds next to them: the statistics of a calibrated model.
     """
 
     rows: tuple[Row, ...]
     parameters: int
+    constants: int = 0
 
     def __str__(self) -> str:
         cells = [("layer", "", "output", "parameters", "")]
         for row in self.rows:
-            shapes = jax.tree_util.tree_flatten_with_path(
-                row.parameter_shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
-            )[0]
-            text = "  ".join(f"{jax.tree_util.keystr(p, simple=True)} {s}" for p, s in shapes if s)
+            text = _shapes(row.parameter_shapes)
+            if row.constants:
+                text += f"  constants {_shapes(row.constant_shapes)}"
             out = row.out_shape
             out = (
                 str(out) if is_shape(out) else " ".join(str(s.shape) for s in jax.tree.leaves(out))
             )
             cells.append((row.position, row.name, out, f"{row.parameters:,}", text))
-        cells.append(("total", "", "", f"{self.parameters:,}", ""))
+        constants = f"and {self.constants:,} constants" if self.constants else ""
+        cells.append(("total", "", "", f"{self.parameters:,}", constants))
         widths = [max(len(line[i]) for line in cells) for i in range(5)]
         return "\n".join(
             f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
             for a, b, c, d, e in cells
         )
+
+
+def _shapes(shapes: Any) -> str:
+    leaves = jax.tree_util.tree_flatten_with_path(
+        shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )[0]
+    return "  ".join(f"{jax.tree_util.keystr(p, simple=True)} {s}" for p, s in leaves if s)
 
 
 def summary(model: Layer, shape: Any) -> Summary:
@@ -81,8 +92,13 @@ def summary(model: Layer, shape: Any) -> Summary:
             params, out_shape = inner.init(key, shape)
             count = sum(leaf.size for leaf in jax.tree.leaves(params))
             if layer.rebuild is None:
-                shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
-                rows.append(Row(place.removeprefix("."), layer.name, out_shape, count, shapes))
+                held = layer.statistics() if layer.statistics is not None else ()
+                shapes, constants = (
+                    jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (params, held)
+                )
+                size = sum(leaf.size for leaf in jax.tree.leaves(held))
+                at = place.removeprefix(".")
+                rows.append(Row(at, layer.name, out_shape, count, shapes, size, constants))
             within = sum(row.parameters for row in rows[first:])
             if within and count > within:  # a part that was made once and is used several times
                 times = count // within
@@ -98,4 +114,8 @@ def summary(model: Layer, shape: Any) -> Summary:
         return watched(model, "").init(key, shape)[0]
 
     params = jax.eval_shape(whole, jax.random.key(0))
-    return Summary(tuple(rows), sum(leaf.size for leaf in jax.tree.leaves(params)))
+    return Summary(
+        tuple(rows),
+        sum(leaf.size for leaf in jax.tree.leaves(params)),
+        sum(row.constants for row in rows),
+    )

@@ -35,6 +35,7 @@ from funcprop.statistics import per_example_gradients
 Tree = Any
 PACKAGE = Path(fp.__file__).parent
 CASE = {case.name: case for case in CASES}
+MOMENTS = "jnp.array([0.5, -1.0]), jnp.array([0.25, 2.0])"
 
 
 class Fault(NamedTuple):
@@ -845,22 +846,23 @@ NORMALIZATION = (
         "spread_out(batch_norm())", "batch_norm", "x", "sign", "factor",
     ),
     edit(
-        "frozen_norm: sign of the mean's gradient",
+        "frozen_norm: sign of the delta",
         "layers/batch_norm",
-        '"mean": -total(wide) * slope', '"mean": total(wide) * slope',
-        "spread_out(frozen_norm())", "frozen_norm", "mean", "sign",
+        "delta_x = wide * (scale * inverse_of", "delta_x = -wide * (scale * inverse_of",
+        f"spread_out(frozen_norm({MOMENTS}))", "frozen_norm", "x", "sign",
     ),
     edit(
-        "frozen_norm: one half missing",
+        "frozen_norm: the scale left out",
         "layers/batch_norm",
-        '"variance": -0.5 * along', '"variance": -along',
-        "spread_out(frozen_norm())", "frozen_norm", "variance", "factor",
+        "wide * (scale * inverse_of(wide.dtype))", "wide * inverse_of(wide.dtype)",
+        f"spread_out(frozen_norm({MOMENTS}))", "frozen_norm", "x", "factor",
     ),
     edit(
         "frozen_norm: epsilon missing",
         "layers/batch_norm",
-        'lax.rsqrt(w["variance"] + epsilon))', 'lax.rsqrt(w["variance"]))',
-        "spread_out(frozen_norm(epsilon=1e-2))", "frozen_norm", "x", "wrong function", "factor",
+        "scale * inverse_of(wide.dtype)", "scale * variance.astype(wide.dtype) ** -0.5",
+        f"spread_out(frozen_norm({MOMENTS}, epsilon=1e-2))",
+        "frozen_norm", "x", "wrong function", "factor",
     ),
     edit(
         "dropout: the mask ignored",

@@ -1,14 +1,17 @@
 """Norms and dropout: jax.vjp of the plain forms, PyTorch, large means, calibration, faults."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
+from funcprop.calibration import needs_calibration, observer
 from funcprop.checking.cases.case import normal
 from funcprop.checking.cases.normalization import keyed, spread_out
 from funcprop.layers import batch_norm as batch_module
@@ -128,20 +131,76 @@ def network():
     )
 
 
-def test_a_calibrated_model_gives_what_training_on_the_same_batch_gives():
+@pytest.fixture(scope="module")
+def calibrated():
+    """A network, its parameters, the data, and its calibrated form."""
     model = network()
     params, _ = model.init(KEY, (4,))
     x = jax.random.normal(KEY, (32, 4)) * 3 + 1
     frozen, kept = fp.calibrate(model, params, x)
-    np.testing.assert_allclose(frozen.apply(kept, x), model.apply(params, x), rtol=1e-4, atol=1e-5)
-    # Every example is now on its own.
-    np.testing.assert_allclose(
-        frozen.apply(kept, x[:1]), model.apply(params, x)[:1], rtol=1e-4, atol=1e-5
-    )
-    assert kept[3][1]["mean"].shape == (3, 6)
-    sites = jax.tree.leaves(fp.sites(frozen, (4,)), is_leaf=lambda s: isinstance(s, fp.Site))
-    assert [s.name for s in sites if isinstance(s, fp.Site)].count("frozen_norm") == 3
-    assert not any(s.mixes for s in sites if isinstance(s, fp.Site))
+    assert kept is params
+    return model, params, x, frozen
+
+
+def sites_of(model, shape):
+    leaves = jax.tree.leaves(fp.sites(model, shape), is_leaf=lambda s: isinstance(s, fp.Site))
+    return [leaf for leaf in leaves if isinstance(leaf, fp.Site)]
+
+
+def test_a_calibrated_model_gives_what_training_on_the_same_batch_gives(calibrated):
+    model, params, x, frozen = calibrated
+    due, y, alone = jax.jit(
+        lambda params, x: (
+            model.apply(params, x),
+            frozen.apply(params, x),
+            frozen.apply(params, x[:1]),
+        )
+    )(params, x)
+    np.testing.assert_allclose(y, due, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(alone, due[:1], rtol=1e-4, atol=1e-5)
+    assert fp.statistics_of(frozen)[3][0][0][1]["mean"].shape == (3, 6)
+    assert [site.name for site in sites_of(frozen, (4,))].count("frozen_norm") == 3
+    assert not any(site.mixes for site in sites_of(frozen, (4,)))
+    assert needs_calibration(model)
+    assert not needs_calibration(frozen)
+
+
+def test_both_forms_take_the_same_parameters(calibrated):
+    _, params, x, frozen = calibrated
+
+    @jax.jit
+    def both(params, x):
+        y, pullback = jax.vjp(lambda params: frozen.apply(params, x), params)
+        return swept(frozen, params, x, jnp.ones_like(y))[2], pullback(jnp.ones_like(y))[0]
+
+    made = jax.eval_shape(lambda: frozen.init(KEY, (4,))[0])
+    chex.assert_trees_all_equal_shapes_and_dtypes(made, params)
+    fp.compare(*both(params, x)).assert_ok()
+
+
+def test_every_part_of_a_calibrated_model_is_checked():
+    """Each repetition too, with the statistics that it holds."""
+    model = fp.repeat(fp.residual(fp.batch_norm(bias=False)), 2)
+    params, _ = model.init(KEY, (2,))
+    x = jnp.array([[0.0, 5.0], [2.0, -3.0], [1.0, 1.0]])
+    frozen, _ = fp.calibrate(model, params, x)
+    report = fp.check_model(frozen, params, x, jnp.zeros((3, 2)), fp.mean_squared_error, parts=True)
+    report.assert_ok()
+    assert len([part for part in report.parts if "frozen_norm" in part.title]) == 2
+
+
+def test_each_example_of_a_calibrated_model_has_its_own_gradient(calibrated):
+    _, params, x, frozen = calibrated
+    target = jnp.zeros((5, 3))
+    gradients = fp.statistics.per_example_gradients(frozen, fp.mean_squared_error)
+
+    def losses(params):
+        return fp.mean_squared_error.apply((), (frozen.apply(params, x[:5]), target))
+
+    found, due = jax.jit(
+        lambda params: (gradients(params, x[:5], target), jax.jacrev(losses)(params))
+    )(params)
+    fp.compare(found, due).assert_ok()
 
 
 def test_batches_are_taken_together_whatever_their_sizes():
@@ -150,17 +209,231 @@ def test_batches_are_taken_together_whatever_their_sizes():
     params, _ = model.init(KEY, (3,))
     x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32") * 1e-2 + 1e4
     cut = [x[:7], x[7:8], x[8:40], x[40:]]
-    _, kept = fp.calibrate(model, params, (batch for batch in cut))
-    np.testing.assert_allclose(kept["mean"], x.astype("float64").mean(0), rtol=1e-7)
-    np.testing.assert_allclose(kept["variance"], x.astype("float64").var(0), rtol=1e-3)
+    frozen, _ = fp.calibrate(model, params, (batch for batch in cut))
+    held = fp.statistics_of(frozen)
+    np.testing.assert_allclose(held["mean"], x.astype("float64").mean(0), rtol=1e-7)
+    np.testing.assert_allclose(held["variance"], x.astype("float64").var(0), rtol=1e-3)
 
 
 def test_calibration_leaves_a_model_without_batch_norm_alone():
-    model = fp.serial(fp.dense(3), fp.layer_norm())
+    model = fp.serial(fp.dense(3), fp.residual(fp.layer_norm()))
     params, _ = model.init(KEY, (4,))
     frozen, kept = fp.calibrate(model, params, jnp.ones((2, 4)))
     assert frozen is model
-    fp.compare(kept, params).assert_ok()
+    assert kept is params
+    assert fp.statistics_of(model) == ()
+    assert fp.with_statistics(model, ()) is model
+
+
+def test_batch_norms_are_found_in_every_combinator():
+    norm = fp.batch_norm
+    two = fp.serial(fp.dense(4), norm(), fp.dense(4), norm())
+    model = fp.serial(
+        fp.fork(2),
+        fp.parallel(fp.cast(norm(), "bfloat16"), fp.remat(norm())),
+        fp.on(1, fp.bidirectional(fp.residual(norm()), norm())),
+        fp.pick(1),
+        fp.dense(4),
+        # One set of parameters, two sets of statistics; a norm that is not shared as well.
+        fp.share(fp.serial(norm(), fp.dense(4), norm(), fp.tanh, norm()), (0,), (4,)),
+        fp.share(two, (0,), (2,)),
+        fp.transformer_block(2, norm=norm()),
+        fp.repeat(fp.repeat(fp.remat(fp.serial(fp.dense(4), norm(), fp.tanh)), 2), 3),
+    )
+    params = jax.jit(lambda key: model.init(key, (3, 4))[0])(KEY)
+    x = jax.random.normal(KEY, (16, 3, 4)) * 2 + 1
+    frozen, _ = fp.calibrate(model, params, x)
+    y, due = jax.jit(lambda params, x: (frozen.apply(params, x), model.apply(params, x)))(params, x)
+    np.testing.assert_allclose(y, due, rtol=1e-3, atol=1e-3)
+    assert not any(site.mixes for site in sites_of(frozen, (3, 4)))
+    held = fp.statistics_of(frozen)
+    assert len(jax.tree.leaves(held)) == 2 * (2 + 2 + 3 + 2 + 2 + 1)
+    assert held[8][0][0][0][1]["variance"].shape == (3, 2, 4)
+    first, last = held[5][0][0], held[5][0][4]
+    assert abs(first["mean"] - last["mean"]).max() > 0.01
+
+
+def test_messages_of_a_graph_are_calibrated():
+    model = fp.message_passing(
+        fp.serial(fp.concatenate, fp.dense(3), fp.batch_norm()),
+        fp.serial(fp.concatenate, fp.dense(4), fp.batch_norm()),
+    )
+    x = (jax.random.normal(KEY, (2, 5, 4)), jnp.array([[[0, 1], [1, 2], [3, 4]]] * 2))
+    shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    params, _ = model.init(KEY, shape)
+    frozen, _ = fp.calibrate(model, params, x)
+    np.testing.assert_allclose(
+        frozen.apply(params, x)[0], model.apply(params, x)[0], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_norm_that_is_frozen_already_may_be_repeated():
+    norm = fp.frozen_norm(jnp.array([1.0, 2.0]), jnp.array([4.0, 9.0]))
+    model = fp.repeat(norm, 3)
+    params, _ = model.init(KEY, (2,))
+    x = jax.random.normal(KEY, (5, 2))
+    one = norm.init(KEY, (2,))[0]
+    due = norm.apply(one, norm.apply(one, norm.apply(one, x)))
+    np.testing.assert_array_equal(model.apply(params, x), due)
+    assert fp.statistics_of(model)[0]["mean"].tolist() == [[1.0, 2.0]] * 3
+    again = fp.repeat(model, 2)  # of what holds the statistics of three repetitions
+    assert fp.statistics_of(again)[0][0]["mean"].shape == (2, 3, 2)
+    same = model.rebuild(model.parts)
+    np.testing.assert_array_equal(same.apply(params, x), due)
+
+
+def test_a_norm_that_no_part_shows_is_not_left_in_training():
+    hidden = fp.serial(fp.dense(3), fp.batch_norm())._replace(parts=(), rebuild=None)
+    model = fp.serial(hidden, fp.batch_norm())
+    params, _ = model.init(KEY, (4,))
+    message = r"layers\[0\]\.layers\[1\] batch_norm: it mixes the examples .* can't freeze it"
+    for whole, own in ((model, params), (hidden, params[0])):
+        with pytest.raises(LayerError, match=message.removeprefix(r"layers\[0\]\.")):
+            fp.calibrate(whole, own, jnp.ones((2, 4)))
+
+
+def test_statistics_go_through_a_checkpoint_to_the_bit(calibrated, tmp_path):
+    """In a fresh model, from leaves alone: the structure is had without computing anything."""
+    _, params, x, frozen = calibrated
+    np.savez(tmp_path / "statistics.npz", *jax.tree.leaves(fp.statistics_of(frozen)))
+    fresh = network()
+    template = jax.eval_shape(
+        lambda params, x: fp.statistics_of(fp.calibrate(fresh, params, x)[0]), params, x
+    )
+    with np.load(tmp_path / "statistics.npz") as stored:
+        leaves = [stored[name] for name in stored.files]
+    loaded = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    y, due = (jax.jit(m.apply)(params, x) for m in (fp.with_statistics(fresh, loaded), frozen))
+    np.testing.assert_array_equal(y, due)
+
+
+def test_new_statistics_need_no_new_program(calibrated):
+    model, params, x, frozen = calibrated
+    traced = []
+
+    def noted(params, x, key=None):
+        traced.append(x.shape)
+        return x, ()
+
+    model = fp.serial(fp.identity._replace(forward=noted), model)
+    params = ((), params)
+    seen = observer(model)
+    evaluated = jax.jit(lambda params, held, x: fp.with_statistics(model, held).apply(params, x))
+    for data in ([x[:16], x[16:]], [x[16:], x[:16]]):
+        held = seen(params, data)
+        y = evaluated(params, held, x)
+        again, _ = fp.calibrate(frozen, params[1], data)
+        due = jax.jit(again.apply)(params[1], x)
+        np.testing.assert_allclose(y, due, rtol=1e-4, atol=1e-4)
+    assert traced == [(16, 4), (32, 4)]
+
+
+def test_a_bad_value_that_comes_traced_gives_nan():
+    x = jnp.ones((2, 1))
+
+    @jax.jit
+    def run(mean, variance):
+        norm = fp.frozen_norm(mean, variance, bias=False, epsilon=1.0)
+        y, residuals = norm.forward({"scale": jnp.ones(1)}, x)
+        return y, norm.backward({"scale": jnp.ones(1)}, residuals, x)
+
+    assert all(leaf > 0 for leaf in jax.tree.leaves(run(jnp.zeros(1), jnp.ones(1)))[0])
+    for bad in (-0.5, jnp.inf, jnp.nan):
+        found = run(jnp.zeros(1), jnp.full(1, bad))
+        assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_statistics_of_narrow_floats_are_float32(dtype):
+    """70,000 values would overflow a count in float16, and a mean of 300 is not one in bfloat16."""
+    x = (jax.random.normal(KEY, (70_000, 2)) + 300.7).astype(dtype)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), fp.batch_norm().init(KEY, (2,))[0])
+    for model in (fp.batch_norm(), fp.cast(fp.batch_norm(), "float32")):
+        frozen, _ = fp.calibrate(model, params, x)
+        held = fp.statistics_of(frozen)
+        held = held if isinstance(held, dict) else held[0]
+        wide = np.asarray(x.astype("float32"))
+        assert held["mean"].dtype == held["variance"].dtype == jnp.float32
+        np.testing.assert_allclose(held["mean"], wide.mean(0, dtype="float64"), rtol=1e-6)
+        np.testing.assert_allclose(held["variance"], wide.var(0, dtype="float64"), rtol=1e-4)
+        assert frozen.apply(params, x[:2]).dtype == x.dtype
+
+
+def test_a_calibrated_model_is_trained_as_one_with_constants(calibrated):
+    """K-FAC and weight decay see no parameter in them: both rules end where plain jax.grad does."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(64, 4)).astype("float32") * [1, 5, 0.2, 2] + [0, 3, 0, -9]
+    x = x.astype("float32")
+    y = np.stack([x[:, 0] * x[:, 1], x[:, 3]], axis=1) / 5
+    model = fp.serial(fp.batch_norm(), fp.dense(16, fp.tanh), fp.batch_norm(), fp.dense(2))
+    params, _ = model.init(KEY, (4,))
+    frozen, params = fp.calibrate(model, params, x)
+    before = jax.tree.map(np.asarray, fp.statistics_of(frozen))
+    means = [(held["mean"], held["variance"]) for held in (before[0], before[2])]
+
+    @jax.jit
+    def plain(params, x):
+        first, hidden, second, last = params
+        for norm, affine, (mean, variance) in zip(
+            (first, second), (hidden, last), means, strict=True
+        ):
+            x = (x - mean) / jnp.sqrt(variance + 1e-5) * norm["scale"] + norm["b"]
+            x = x @ affine["w"].T + affine["b"]
+            x = jnp.tanh(x) if affine is hidden else x
+        return x
+
+    def mean_loss(params):
+        return jnp.mean(fp.mean_squared_error.apply((), (plain(params, x), y)))
+
+    optimizer = optax.adamw(3e-2, weight_decay=0.1)
+    rule = fp.backpropagation(frozen, fp.mean_squared_error)
+    with jax.numpy_dtype_promotion("standard"):
+        state, _ = fp.fit(rule, optimizer, params, (x, y), key=KEY, steps=40)
+        theirs, moments = params, optimizer.init(params)
+        step = jax.jit(lambda p, s: optimizer.update(jax.grad(mean_loss)(p), s, p))
+        for _ in range(40):
+            updates, moments = step(theirs, moments)
+            theirs = optax.apply_updates(theirs, updates)
+        np.testing.assert_allclose(mean_loss(state.params), mean_loss(theirs), rtol=1e-3)
+
+        rule = fp.kfac(frozen, fp.mean_squared_error, (4,), errors=fp.statistics.exact)
+        optimizer = optax.chain(fp.statistics.precondition_by_kfac(1e-3), optax.sgd(0.1))
+        state, history = fp.fit(rule, optimizer, params, (x, y), key=KEY, steps=60)
+    assert history["loss"][-1] < 0.015  # with the statistics among the parameters it is 0.026
+    np.testing.assert_allclose(plain(state.params, x), frozen.apply(state.params, x), atol=1e-4)
+    after = fp.statistics_of(frozen)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_the_statistics_of_torch_are_taken_as_they_are():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32") * 2 + 1
+    theirs = torch.nn.BatchNorm1d(3, momentum=1.0)
+    theirs(torch.tensor(x))
+    running = [t.numpy() for t in (theirs.running_mean, theirs.running_var)]
+    ours = fp.frozen_norm(*running)
+    params, _ = ours.init(KEY, (3,))
+    due = theirs.eval()(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(ours.apply(params, jnp.asarray(x)), due, rtol=1e-5, atol=1e-6)
+    # Theirs is the sum of squares over n - 1, what calibrate finds that over n.
+    held = fp.statistics_of(fp.calibrate(fp.batch_norm(), params, x)[0])
+    np.testing.assert_allclose(held["variance"] * (6 / 5), running[1], rtol=1e-5)
+
+
+def test_a_summary_shows_constants_apart_from_the_parameters():
+    model = fp.repeat(fp.residual(fp.serial(fp.dense(2), fp.batch_norm())), 3)
+    params, _ = model.init(KEY, (2,))
+    frozen, _ = fp.calibrate(model, params, jnp.arange(8.0).reshape(4, 2))
+    found, plain = fp.summary(frozen, (2,)), fp.summary(model, (2,))
+    assert (
+        str(found)
+        .splitlines()[-2]
+        .endswith("12  b (2,)  scale (2,)  constants mean (3, 2)  variance (3, 2)")
+    )
+    assert str(found).splitlines()[-1].endswith("30  and 12 constants")
+    assert found.parameters == plain.parameters == sum(map(jnp.size, jax.tree.leaves(params)))
+    assert (found.constants, plain.constants) == (12, 0)
+    assert "constants" not in str(plain)
 
 
 def test_dropout_keeps_its_share_and_its_mask():
@@ -201,12 +474,24 @@ def test_dropout_draws_another_mask_in_every_layer_of_a_model():
 
 X = jnp.ones((2, 3, 4))
 P = {"scale": jnp.ones(4), "b": jnp.ones(4)}
+ONE = jnp.ones(1)
+ONES = {"scale": ONE, "b": ONE}
+HELD = {"mean": ONE, "variance": ONE}
+
+
+def given(norm, first=()):
+    """Statistics put into a model that holds them already."""
+    model = fp.serial(fp.relu, fp.residual(fp.frozen_norm(ONE, ONE)))
+    return fp.with_statistics(model, (first, (norm,)))
 
 
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: fp.layer_norm(epsilon=0), "layer_norm: epsilon is 0, a number above 0 is due"),
+        (lambda: fp.layer_norm(epsilon=0), "layer_norm: epsilon is 0, a finite number above 0"),
+        (lambda: fp.group_norm(2, epsilon=np.inf), "group_norm: epsilon is inf, a finite number"),
+        (lambda: fp.frozen_norm(ONE, ONE, epsilon=np.nan), "frozen_norm: epsilon is nan"),
+        (lambda: fp.batch_norm(epsilon=True), "batch_norm: epsilon is True"),
         (lambda: fp.rms_norm(epsilon="a"), "rms_norm: epsilon is 'a'"),
         (lambda: fp.batch_norm(epsilon=-1), "epsilon is -1"),
         (lambda: fp.layer_norm().apply(P, X[..., :3]), "x has 3 features, b is (.4,.); check"),
@@ -219,20 +504,56 @@ P = {"scale": jnp.ones(4), "b": jnp.ones(4)}
         (lambda: fp.group_norm(0), "groups is 0, a whole number above 0"),
         (lambda: fp.group_norm(3).init(KEY, (2, 4)), "groups is 3, a divisor of the channels"),
         (lambda: fp.group_norm(3).apply(P, X), "groups is 3, a divisor of the channels"),
-        (lambda: fp.frozen_norm().apply(P, X), r"params is \['b', 'scale'\], a dict of \['b', 'me"),
+        (lambda: fp.frozen_norm(1.0, ONE), r"mean has shape \(\), \(C,\) is expected"),
+        (lambda: fp.frozen_norm([1.0], ONE), "mean is a list, an array is due"),
+        (lambda: fp.frozen_norm(ONE.astype(int), ONE), "mean is int32, floats are due"),
+        (lambda: fp.frozen_norm(ONE, -ONE), "1 of 1 values of variance are not finite and not neg"),
+        (lambda: fp.frozen_norm(ONE / 0, ONE), "1 of 1 values of mean are not finite"),
+        (lambda: fp.frozen_norm(ONE, jnp.ones(2)), r"mean has shape \(1,\), variance \(2,\)"),
+        (lambda: fp.frozen_norm(ONE, ONE).apply(P, X), "its mean has 1 channels, x has 4"),
+        (lambda: fp.frozen_norm(ONE, ONE).init(KEY, (4,)), "its mean has 1 channels, x has 4"),
+        (
+            lambda: given({}),
+            r"statistics\[1\]\[0\] frozen_norm: a dict of \[\] came",
+        ),
+        (lambda: given(()), r"statistics\[1\]\[0\] frozen_norm: a tuple of 0 came, a dict of"),
+        (
+            lambda: given({"mean": ONE}),
+            r"a dict of \['mean'\] came, a dict of \['mean', 'variance'\]",
+        ),
+        (lambda: given(HELD, HELD), r"statistics\[0\] is a dict .*, \(\) is expected for relu"),
+        (
+            lambda: fp.with_statistics(fp.batch_norm(), ()),
+            "statistics frozen_norm: a tuple of 0",
+        ),
+        (
+            lambda: fp.with_statistics(fp.remat(fp.batch_norm()), None),
+            "is a NoneType, a tuple",
+        ),
+        (
+            lambda: fp.with_statistics(
+                fp.frozen_norm(ONE, ONE), jax.tree.map(lambda a: jnp.tile(a, 2), HELD)
+            ),
+            r"statistics\['mean'\] has shape \(2,\), the model holds \(1,\)",
+        ),
+        (
+            lambda: fp.with_statistics(fp.repeat(fp.batch_norm(), 2), (HELD,)).apply(
+                {"scale": jnp.ones((2, 1)), "b": jnp.ones((2, 1))}, jnp.ones((3, 1))
+            ),
+            r"repeat: statistics have shape \(1,\), \(2, ...\) is expected",
+        ),
+        (
+            lambda: fp.repeat(fp.frozen_norm(ONE, ONE), 2).parts[0].apply(ONES, jnp.ones((3, 1))),
+            r"frozen_norm: its mean has shape \(2, 1\).* it is a part of repeat",
+        ),
+        (lambda: fp.statistics_of(fp.remat(fp.batch_norm())), "batch_norm: it holds no statistics"),
         (lambda: fp.dropout(1.0), r"dropout: rate is 1.0, a number in \[0, 1\) is due"),
         (lambda: fp.dropout(-0.1), "rate is -0.1"),
         (lambda: fp.dropout(jnp.ones(())), "rate is Array"),
         (lambda: fp.dropout(0.1).apply((), X.astype(int)), "dropout: x is int32"),
         (lambda: fp.calibrate(fp.batch_norm(), P, []), "calibrate: data holds no batch"),
-        (
-            lambda: fp.calibrate(
-                shared := fp.share(fp.serial(fp.batch_norm(), fp.batch_norm()), (0,), (1,)),
-                shared.init(KEY, (4,))[0],
-                X,
-            ),
-            "a batch_norm lies inside share",
-        ),
+        (lambda: fp.calibrate(fp.batch_norm(), P, X[:0]), "a batch norm was given .* empty"),
+        (lambda: fp.calibrate(fp.batch_norm(), P, X / 0), "values of mean are not finite"),
     ],
 )
 def test_what_is_refused(run, message):
@@ -241,6 +562,7 @@ def test_what_is_refused(run, message):
 
 
 TOKENS = normal(4, 3, 4)
+FROZEN = "m.frozen_norm(jnp.arange(4.0), 1.0 + jnp.arange(4.0))"
 
 
 @pytest.mark.parametrize(
@@ -268,9 +590,8 @@ TOKENS = normal(4, 3, 4)
         (batch_module, "(g - _mean(g) - x", "(g - x", "m.batch_norm()"),
         (batch_module, "- x * _mean(g * x))", "+ x * _mean(g * x))", "m.batch_norm()"),
         (batch_module, '* accumulated(weights["scale"]), acc', ", acc", "m.batch_norm()"),
-        (batch_module, "-total(wide) * slope", "total(wide) * slope", "m.frozen_norm()"),
-        (batch_module, "-0.5 * along", "-along", "m.frozen_norm()"),
-        (batch_module, "along * slope * inverse", "along * slope", "m.frozen_norm()"),
+        (batch_module, "wide * (scale * inverse", "wide * (inverse", FROZEN),
+        (batch_module, "scale * inverse_of(wide.dtype)", "scale", FROZEN),
         (dropout_module, "else thinned(delta, mask)", "else delta", "dropout"),
         (
             dropout_module,

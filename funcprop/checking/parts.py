@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..frozen import given, handing_on, is_frozen, statistics_of
 from ..layer import Layer, cotangent_of, delta_of, floats_of, gradient, with_floats
 
 Tree = Any
@@ -34,9 +35,12 @@ class Part(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class _Record:
-    """What a layer met; ``mark`` gets an axis in front for each repetition around it."""
+    """What a layer met, and the statistics it holds; each has an axis in front for each repetition
+    around it, as ``mark`` tells.
+    """
 
     met: Tree
+    statistics: Tree
     mark: Any
     inside: Tree
     number: int = dataclasses.field(metadata={"static": True})
@@ -74,23 +78,34 @@ def _watched(layer: Layer, place: str, places: list) -> Layer:
         trusted = layer.rebuild(tuple(map(by_vjp, layer.parts)))
     places[number] = (place.removeprefix("."), trusted, inner is not None)
 
-    def forward(params, x, key=None):
-        kept = inner.forward(params, x, key)[1] if inner is not None else None
-        return layer.apply(params, x, key), (params, x, key, kept)
+    def remembering(layer: Layer) -> Layer:
+        held = statistics_of(layer) if is_frozen(layer) else ()
+        within = given(inner, held) if inner is not None and held else inner
 
-    def backward(weights, residuals, delta, statistic=gradient):
-        params, x, key, kept = residuals
-        inside = inner.backward(params, kept, delta, statistic)[1] if inner is not None else None
-        met = {"params": params, "x": x, "delta": delta, "key": key}
-        delta_x, _ = by_vjp(layer).backward(params, (params, x, key), delta)
-        return delta_x, _Record(met, jax.numpy.zeros(()), inside, number)
+        def forward(params, x, key=None):
+            kept = within.forward(params, x, key)[1] if within is not None else None
+            return layer.apply(params, x, key), (params, x, key, kept)
 
-    return Layer(layer.init, forward, backward, layer.name)
+        def backward(weights, residuals, delta, statistic=gradient):
+            params, x, key, kept = residuals
+            inside = None
+            if within is not None:
+                inside = within.backward(params, kept, delta, statistic)[1]
+            met = {"params": params, "x": x, "delta": delta, "key": key}
+            delta_x, _ = by_vjp(layer).backward(params, (params, x, key), delta)
+            return delta_x, _Record(met, held, jax.numpy.zeros(()), inside, number)
+
+        return Layer(layer.init, forward, backward, layer.name)
+
+    return handing_on(remembering, layer)
 
 
 def by_vjp(layer: Layer) -> Layer:
     """The layer with the pullback of ``jax.vjp`` as its backward pass."""
+    return handing_on(_by_vjp, layer)
 
+
+def _by_vjp(layer: Layer) -> Layer:
     def forward(params, x, key=None):
         return layer.apply(params, x, key), (params, x, key)
 
@@ -115,9 +130,12 @@ def _collect(tree: Tree, places: list, parts: list[Part]) -> None:
         place, layer, whole = places[record.number]
         times = record.mark.shape
         for index in _indices(times):
-            met = jax.tree.map(lambda leaf, index=index: leaf[index], record.met)
+            met, held = jax.tree.map(
+                lambda leaf, index=index: leaf[index], (record.met, record.statistics)
+            )
             at = "".join(f"[{i}]" for i in index)
-            parts.append(Part(f"{place}{at}", layer, **met, whole=whole))
+            there = given(layer, held) if held else layer
+            parts.append(Part(f"{place}{at}", there, **met, whole=whole))
         _collect(record.inside, places, parts)
 
 

@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..contraction import Varying, accumulated, by_example, matched, total, weighted
-from ..layer import Layer, LayerError, Site, check_count, check_float, gradient, is_shape
+from ..layer import (
+    Layer,
+    LayerError,
+    Site,
+    check_count,
+    check_float,
+    check_number,
+    gradient,
+    is_shape,
+)
 
 # Means are taken after subtracting one of the elements: with a mean of 1e4 and a spread of 1e-2
 # nothing is left of the spread in float32 otherwise.
@@ -40,6 +49,8 @@ def layer_norm(*, epsilon: float = 1e-5, bias: bool = True) -> Layer:
     [[-1.0, 1.0]]
     """
 
+    epsilon = check_epsilon("layer_norm", epsilon)
+
     def normalised(x):
         mean = _mean(x.shape[-1])
         x = x - x[..., :1]
@@ -52,7 +63,7 @@ def layer_norm(*, epsilon: float = 1e-5, bias: bool = True) -> Layer:
         along = weighted(g * x, jnp.full(n, 1 / n, g.dtype))
         return inverse * (g - weighted(delta, scale / n) - x * along)
 
-    return _norm("layer_norm", epsilon, bias, normalised, transported)
+    return _norm("layer_norm", bias, normalised, transported)
 
 
 def rms_norm(*, epsilon: float = 1e-5) -> Layer:
@@ -77,6 +88,8 @@ def rms_norm(*, epsilon: float = 1e-5) -> Layer:
     [[1.0, -1.0]]
     """
 
+    epsilon = check_epsilon("rms_norm", epsilon)
+
     def normalised(x):
         inverse = lax.rsqrt(_mean(x.shape[-1])(x * x) + epsilon)
         return x * inverse, inverse
@@ -84,7 +97,7 @@ def rms_norm(*, epsilon: float = 1e-5) -> Layer:
     def transported(g, scale, x, inverse, delta):
         return inverse * (g - x * weighted(delta * x, scale / scale.shape[0]))
 
-    return _norm("rms_norm", epsilon, False, normalised, transported)
+    return _norm("rms_norm", False, normalised, transported)
 
 
 def group_norm(groups: int, *, epsilon: float = 1e-5, bias: bool = True) -> Layer:
@@ -113,6 +126,7 @@ def group_norm(groups: int, *, epsilon: float = 1e-5, bias: bool = True) -> Laye
     [[[-1.0, 0.0], [1.0, 0.0]]]
     """
     check_count("group_norm", "groups", groups)
+    epsilon = check_epsilon("group_norm", epsilon)
 
     def split(x):
         return x.reshape(len(x), -1, groups, x.shape[-1] // groups)
@@ -138,7 +152,7 @@ def group_norm(groups: int, *, epsilon: float = 1e-5, bias: bool = True) -> Laye
 
         return by_example(run, g, x, inverse)
 
-    layer = _norm("group_norm", epsilon, bias, normalised, transported)
+    layer = _norm("group_norm", bias, normalised, transported)
 
     def divided(shape):
         if not shape or shape[-1] % groups:
@@ -162,9 +176,8 @@ def _mean(n: int) -> Callable[[jax.Array], jax.Array]:
     return lambda x: weighted(x, jnp.full(n, 1 / n, x.dtype))
 
 
-def _norm(name: str, epsilon: float, bias: bool, normalised: Any, transported: Any) -> Layer:
+def _norm(name: str, bias: bool, normalised: Any, transported: Any) -> Layer:
     """y = γ ⊙ x̂ + b around ``normalised(x) -> x̂, 1/σ`` and the transport through it."""
-    check_epsilon(name, epsilon)
     site = scale_site(name, bias)
 
     def forward(params, x, key=None):
@@ -208,13 +221,12 @@ def norm_init(name: str, bias: bool) -> Callable[..., Any]:
     return init
 
 
-def check_epsilon(name: str, epsilon: Any) -> None:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not epsilon > 0:
-        raise LayerError(name, f"epsilon is {epsilon!r}, a number above 0 is due")
+def check_epsilon(name: str, epsilon: Any) -> float:
+    return check_number(name, "epsilon", epsilon, above=0)
 
 
-def check_norm(name: str, params: Any, x: Any, bias: bool, more: tuple[str, ...] = ()) -> None:
-    names = {"scale", *more} | ({"b"} if bias else set())
+def check_norm(name: str, params: Any, x: Any, bias: bool) -> None:
+    names = {"scale"} | ({"b"} if bias else set())
     if not isinstance(params, dict) or set(params) != names:
         came = sorted(params) if isinstance(params, dict) else f"a {type(params).__name__}"
         raise LayerError(name, f"params is {came}, a dict of {sorted(names)} is due")
