@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .layer import Layer, LayerError, gradient, is_concrete, is_inexact
+from .layer import Layer, LayerError, check_number, gradient, is_concrete, is_inexact
 from .targets import check_alike, check_classes, kept, share_of, unpack
 
 Tree = Any
@@ -180,8 +180,7 @@ def huber(threshold: float = 1.0) -> Loss:
     >>> huber().apply((), (jnp.array([[3.0]]), jnp.array([[0.0]]))).tolist()
     [2.5]
     """
-    if not threshold > 0:
-        raise LayerError("huber", f"threshold is {threshold}, a number above 0 is due")
+    threshold = check_number("huber", "threshold", threshold, above=0)
 
     def loss(p, t):
         r = jnp.abs(p - t)
@@ -266,11 +265,10 @@ def softmax_cross_entropy(label_smoothing: float = 0.0) -> Loss:
     >>> [f"{ell:.4f}" for ell in loss.apply((), (jnp.zeros((2, 4)), jnp.array([0, 3])))]
     ['1.3863', '1.3863']
     """
-    if not 0 <= label_smoothing < 1:
-        raise LayerError(
-            "softmax_cross_entropy", f"label_smoothing is {label_smoothing}, [0, 1) is due"
-        )
-    return _categorical("softmax_cross_entropy", label_smoothing)
+    name = "softmax_cross_entropy"
+    return _categorical(
+        name, check_number(name, "label_smoothing", label_smoothing, at_least=0, below=1)
+    )
 
 
 def _categorical(name: str, smoothing: float = 0.0, *, divergence: bool = False) -> Loss:

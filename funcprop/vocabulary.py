@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from . import contraction
-from .layer import LayerError, Site, check_count, gradient, is_inexact
+from .layer import LayerError, Site, check_count, check_number, gradient, is_inexact
 from .layers.dense import check_features
 from .layers.embedding import lecun_normal
 from .losses import Loss, diagonal, example_sum, spread
@@ -63,8 +63,7 @@ def linear_cross_entropy(
     name = "linear_cross_entropy"
     check_count(name, "vocab", vocab)
     check_count(name, "chunk", chunk)
-    if not 0 <= label_smoothing < 1:
-        raise LayerError(name, f"label_smoothing is {label_smoothing}, [0, 1) is due")
+    label_smoothing = check_number(name, "label_smoothing", label_smoothing, at_least=0, below=1)
     n = -(-vocab // chunk)
     size = -(-vocab // n)
     starts = range(0, n * size, size)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erfc
 
-from ..layer import Layer, LayerError, check_float, gradient, stateless
+from ..layer import Layer, LayerError, check_float, check_number, gradient, stateless
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -91,6 +91,7 @@ def leaky_relu(slope: float = 0.01) -> Layer:
     >>> leaky_relu(0.5).apply((), jnp.array([-2.0, 2.0])).tolist()
     [-1.0, 2.0]
     """
+    slope = check_number("leaky_relu", "slope", slope)
     return _of(
         lambda z: jnp.where(z >= 0, z, slope * z),
         lambda z: _where(z >= 0, 1, slope, z),
@@ -109,6 +110,7 @@ def elu(alpha: float = 1.0) -> Layer:
     >>> elu().apply((), jnp.array([0.0, 2.0])).tolist()
     [0.0, 2.0]
     """
+    alpha = check_number("elu", "alpha", alpha)
     return _of(
         lambda z: jnp.where(z > 0, z, alpha * jnp.expm1(_negative(z))),
         lambda z: jnp.where(z > 0, 1, alpha * jnp.exp(_negative(z))).astype(z.dtype),
@@ -127,6 +129,7 @@ def celu(alpha: float = 1.0) -> Layer:
     >>> celu(2.0).apply((), jnp.array([0.0, 2.0])).tolist()
     [0.0, 2.0]
     """
+    alpha = check_number("celu", "alpha", alpha)
     if alpha == 0:
         raise LayerError("celu", "alpha is 0, a number other than 0 is due; use relu")
     return _of(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..contraction import Varying, accumulated, by_example, matched, total
-from ..layer import Layer, LayerError, Site, check_float, gradient, is_shape
+from ..layer import Layer, LayerError, Site, check_float, check_number, gradient, is_shape
 
 # Complex numbers are kept as real arrays of 2 N features, the N real parts first.
 
@@ -59,7 +59,7 @@ def diagonal_recurrence(
     [1.0, 0.5, 0.25, 0.125]
     """
     name = "diagonal_recurrence"
-    _check_ring(name, radius, phase)
+    radius, phase = _check_ring(name, radius, phase)
     scanned = _composed if parallel else _stepped
 
     def gradients(inputs, delta):
@@ -193,11 +193,17 @@ def _ring(key: jax.Array, n: int, radius: tuple[float, float], phase: float) -> 
     return {"nu": jnp.log(-jnp.log(squared) / 2), "theta": jnp.log(angle)}
 
 
-def _check_ring(name: str, radius: Any, phase: Any) -> None:
-    if not (isinstance(radius, tuple) and len(radius) == 2 and 0 <= radius[0] < radius[1] <= 1):
-        raise LayerError(name, f"radius is {radius!r}, two numbers 0 ≤ inner < outer ≤ 1 are due")
-    if not 0 < phase <= 2 * math.pi:
-        raise LayerError(name, f"phase is {phase!r}, a number in (0, 2π] is due")
+def _check_ring(name: str, radius: Any, phase: Any) -> tuple[tuple[float, float], float]:
+    wrong = f"radius is {radius!r}, two numbers 0 ≤ inner < outer ≤ 1 are due"
+    if not isinstance(radius, tuple) or len(radius) != 2:
+        raise LayerError(name, wrong)
+    inner, outer = (check_number(name, "a radius", r, at_least=0) for r in radius)
+    if not inner < outer <= 1:
+        raise LayerError(name, wrong)
+    phase = check_number(name, "phase", phase, above=0)
+    if phase > 2 * math.pi:
+        raise LayerError(name, f"phase is {phase:g}, a number in (0, 2π] is due")
+    return (inner, outer), phase
 
 
 def shape_with_state(name: str, shape: Any, state: bool) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, check_float, gradient, stateless
+from ..layer import Layer, check_float, check_number, gradient, stateless
 
 
 def dropout(rate: float) -> Layer:
@@ -30,8 +30,7 @@ def dropout(rate: float) -> Layer:
     >>> dropout(0.5).apply((), jnp.ones((1, 6))).tolist()
     [[1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
     """
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-        raise LayerError("dropout", f"rate is {rate!r}, a number in [0, 1) is due")
+    rate = check_number("dropout", "rate", rate, at_least=0, below=1)
 
     def thinned(x, mask):
         return jnp.where(mask, x / (1 - rate), jnp.zeros((), x.dtype))

@@ -15,6 +15,7 @@ from ..layer import (
     Site,
     check_count,
     check_float,
+    check_number,
     gradient,
     is_concrete,
     stateless,
@@ -167,8 +168,7 @@ def sinusoidal(base: float = 10000.0) -> Layer:
     >>> sinusoidal().apply((), jnp.zeros((1, 2, 2))).round(3).tolist()
     [[[0.0, 1.0], [0.8410000205039978, 0.5400000214576721]]]
     """
-    if not 0 < base < float("inf"):
-        raise LayerError("sinusoidal", f"base is {base}, a number above 0 is due")
+    base = check_number("sinusoidal", "base", base, above=0)
 
     def init(key, shape):
         _check_sequence("sinusoidal", "shape", shape, shape)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..contraction import Varying, accumulated, matched, total
-from ..layer import Layer, LayerError, Site, check_count, gradient, position
+from ..layer import Layer, LayerError, Site, check_count, check_number, gradient, position
 from .dense import affine, check_features, he_normal, zeros
 from .graph import Graphs, added, shape_of_graph, taken
 
@@ -67,6 +67,7 @@ def graph_attention(
     """
     check_features(NAME, features)
     check_count(NAME, "heads", heads)
+    slope = check_number(NAME, "slope", slope)
     linear = affine(heads * features, bias=False, w_init=w_init)
     width = heads * features if concat else features
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_float, gradient, is_shape
+from ..layer import Layer, LayerError, check_float, check_number, gradient, is_shape
 
 
 def rotary(base: float = 10000.0) -> Layer:
@@ -31,7 +31,7 @@ def rotary(base: float = 10000.0) -> Layer:
     >>> rotary().apply((), jnp.array([[[1.0, 0.0], [1.0, 0.0]]])).round(3).tolist()[0][0]
     [1.0, 0.0]
     """
-    check_base("rotary", base)
+    base = check_base("rotary", base)
 
     def init(key, shape):
         if not is_shape(shape) or len(shape) < 2 or shape[-1] % 2:
@@ -66,6 +66,5 @@ def turned(x: jax.Array, base: float, sign: float = 1.0) -> jax.Array:
     return by_example(run, x)
 
 
-def check_base(layer: str, base: object) -> None:
-    if isinstance(base, bool) or not isinstance(base, (int, float)) or not base > 0:
-        raise LayerError(layer, f"base is {base!r}, a number above 0 is due")
+def check_base(layer: str, base: object) -> float:
+    return check_number(layer, "base", base, above=0)

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 
 from ..combinators import on, remat, residual, serial
 from ..contraction import by_example
-from ..layer import Layer, LayerError, as_layer, check_count, gradient, is_shape, position
+from ..layer import (
+    Layer,
+    LayerError,
+    as_layer,
+    check_count,
+    check_number,
+    gradient,
+    is_shape,
+    position,
+)
 from .activations import gelu
 from .attention import attention
 from .dense import affine, dense, he_normal
@@ -72,7 +81,7 @@ def multi_head_attention(
     if heads % groups:
         raise LayerError(name, f"kv_heads is {groups}, a divisor of the {heads} heads is due")
     if rotary_base is not None:
-        check_base(name, rotary_base)
+        rotary_base = check_base(name, rotary_base)
     mix = attention(causal=causal, window=window, block=block)
 
     def size_of(features):
@@ -292,7 +301,8 @@ def _block(name, attends, hidden, activation, feed_forward, norm, rate, recomput
         feed_forward = _feed_forward(hidden, as_layer(activation, name))
     elif hidden is not None:
         raise LayerError(name, "both hidden and feed_forward are given, one of them is due")
-    dropped = [] if rate == 0 else [tokens(dropout(rate))]
+    rate = check_number(name, "dropout_rate", rate, at_least=0, below=1)
+    dropped = [tokens(dropout(rate))] if rate else []
     parts = [*attends, tokens(as_layer(feed_forward, name))]
     branches = [residual(serial(tokens(norm), part, *dropped)) for part in parts]
     return serial(*map(remat, branches) if recompute else branches)._replace(name=name)
