@@ -15,6 +15,7 @@ The one place that knows about precision and sharding:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,34 @@ def accumulated(tree: Tree) -> Tree:
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf, tree
     )
+
+
+def taken(a: jax.Array, rows: Any) -> jax.Array:
+    """a[rows]; on a mesh with Explicit axes the rows are spread as those of a, where they fit."""
+    layout = _layout((a, []))
+    if layout is None:
+        return a[rows]
+    mesh = jax.typeof(a).sharding.mesh
+    names = layout[0] if isinstance(layout[0], tuple) else (layout[0],)
+    parts = math.prod(mesh.shape[name] for name in names if name is not None)
+    first = layout[0] if len(rows) % parts == 0 else None
+    spec = PartitionSpec(first, *tuple(layout)[1:])
+    return a.at[rows].get(out_sharding=jax.sharding.NamedSharding(mesh, spec))
+
+
+def one_by_one(f: Callable[..., Tree], parts: Tree) -> Tree:
+    """Σ f(part) over the leading axis of ``parts``, one after the other, added in a wide dtype."""
+    # The first one stands outside of the scan: what it gives has the total's sharding and dtypes.
+    first = f(jax.tree.map(lambda leaf: leaf[0], parts))
+    rest = jax.tree.map(lambda leaf: leaf[1:], parts)
+    if not len(jax.tree.leaves(rest)[0]):  # jax.disable_jit takes no scan of length 0
+        return first
+
+    def step(total, part):
+        return jax.tree.map(jnp.add, total, accumulated(f(part))), None
+
+    total, _ = lax.scan(step, accumulated(first), rest)
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, first)
 
 
 def by_example(f: Callable[..., Tree], *args: Any, summed: bool = False) -> Tree:
@@ -128,6 +157,12 @@ def matched(tree: Tree, primal: Varying) -> Tree:
             for leaf, axes in zip(leaves, primal.axes, strict=True)
         ],
     )
+
+
+def mean_over_devices(a: jax.Array) -> jax.Array:
+    """The mean of an array over the axes of a manual mesh over which it varies."""
+    axes = tuple(sorted(_varying(a)))
+    return lax.pmean(a, axes) if axes else a
 
 
 def _leaves(tree: Tree) -> list[Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from .layer import check_count
 
 History = dict[str, Any]
 
@@ -36,32 +38,55 @@ def until(
     return stop
 
 
-def patience(name: str, rounds: int, *, larger: bool = False) -> Callable[[History], str | None]:
+class Patience(NamedTuple):
+    """What :func:`patience` returns; called with the history it gives a reason, or ``None``.
+
+    Attributes:
+        name, rounds, larger, best: as of :func:`patience`.
+    """
+
+    name: str
+    rounds: int
+    larger: bool
+    best: bool
+
+    def __call__(self, history: History) -> str | None:
+        values = _named(history, self.name)
+        waited = len(values) - 1 - self.best_entry(history)
+        if waited < self.rounds:
+            return None
+        return f"{self.name} has not improved for {waited} entries"
+
+    def best_entry(self, history: History) -> int:
+        """Which entry of the list is the best, the first of equal ones; NaN is the worst."""
+        values = np.asarray(_named(history, self.name), np.float64)
+        values = values if self.larger else -values
+        return int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
+
+
+def patience(name: str, rounds: int, *, larger: bool = False, best: bool = False) -> Patience:
     """Stop when the best number of a list in the history is ``rounds`` entries old.
 
     Args:
         name: the list; of "loss" and of metrics an entry is a step.
         rounds: how many entries without a better one, at least 1.
-        larger: whether larger numbers are better.
+        larger: whether larger numbers are better; NaN is never better.
+        best: whether :func:`~funcprop.fit` returns the state of the best entry, whole, in the place
+            of the last one; for lists with an entry a round, as those of the validation are.  It
+            does so however training ends, and the history's "best_step" is that state's step.
 
     >>> from funcprop import patience
     >>> patience("validation_loss", 2)({"validation_loss": [3.0, 1.0, 1.5, 1.2]})
     'validation_loss has not improved for 2 entries'
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, 1 or more is due")
-
-    def stop(history):
-        values = np.asarray(_named(history, name))
-        best = np.argmax(values if larger else -values)
-        waited = len(values) - 1 - best
-        return f"{name} has not improved for {waited} entries" if waited >= rounds else None
-
-    return stop
+    check_count("patience", "rounds", rounds)
+    return Patience(name, rounds, larger, best)
 
 
 def not_finite(history: History) -> str | None:
     """Stop when the last loss is NaN or infinite; the reason names the first that was.
+
+    :func:`~funcprop.fit` always asks it.
 
     >>> from funcprop import not_finite
     >>> not_finite({"loss": [1.0, float("nan")]})

@@ -10,8 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .contraction import Varying, accumulated, matched
-from .layer import Layer, LayerError, as_layer, gradient, is_concrete, is_inexact
+from .contraction import Varying, accumulated, matched, mean_over_devices, one_by_one
+from .layer import (
+    Layer,
+    LayerError,
+    as_layer,
+    check_count,
+    floats_of,
+    gradient,
+    is_concrete,
+    is_inexact,
+)
 from .losses import Loss, as_loss, no_parameters
 
 Tree = Any
@@ -42,7 +51,9 @@ def value_and_backprop(
 
         - ``params``: the model's parameters; of a loss with parameters the pair (model's, loss's).
         - ``x``, ``y``: inputs and targets, trees of arrays with a leading batch axis.
-        - ``sample_weight`` (B,): what each example counts for in the mean, by default 1.
+        - ``sample_weight`` (B,): what each example counts for in the mean, floats of 0 or more, by
+          default 1.  The mean is over the whole batch: a micro-batch, or a shard, may have no
+          weight at all.
         - ``weights``: the tree that carries the error back in place of ``params``.
         - ``key``: for layers that draw random numbers.
         - ``microbatch``: how many examples are swept at a time, a divisor of B.  The trees of the
@@ -51,7 +62,8 @@ def value_and_backprop(
 
     Raises:
         LayerError: while tracing, when shapes, dtypes or structures do not fit; where values are
-            concrete also for labels out of range and weights that are negative or sum to 0.
+            concrete also for labels out of range and sample weights that are negative or all 0.
+            Under a trace those give NaN.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import dense, mean_squared_error, value_and_backprop
@@ -66,16 +78,13 @@ def value_and_backprop(
 
     def f(params, x, y, *, sample_weight=None, weights=None, key=None, microbatch=None):
         x, size = checked_batch(x, y)
-        check_sample_weight(sample_weight, size)
+        share = shares(sample_weight, size)
 
         def sweep(x, y, share, key):
             losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
-            share = _checked_share(share, losses, size)
-            return jnp.sum(share * losses), back.from_losses(share, statistic)[1]
+            value, share = weighted_mean(losses, share, size)
+            return value, back.from_losses(share, statistic)[1]
 
-        share = None
-        if sample_weight is not None:
-            share = jnp.asarray(sample_weight) / jnp.sum(jnp.asarray(sample_weight))
         if microbatch is None:
             value, tree = sweep(x, y, share, key)
         else:
@@ -87,13 +96,13 @@ def value_and_backprop(
 
 
 def mean_loss(model: Layer, loss: Loss) -> Callable[..., jax.Array]:
-    """``f(params, x, y, key) -> value``, the mean loss without a way back."""
+    """``f(params, x, y, key, sample_weight=None) -> value``, the mean loss without a way back."""
     model, loss = as_layer(model, "model"), as_loss(loss)
 
-    def f(params, x, y, key):
+    def f(params, x, y, key, sample_weight=None):
         x, size = checked_batch(x, y)
         losses, _ = forward_pass(model, loss, params, x, y, weights=None, key=key)
-        return jnp.sum(_checked_share(None, losses, size) * losses)
+        return weighted_mean(losses, shares(sample_weight, size))[0]
 
     return f
 
@@ -145,10 +154,9 @@ def forward_pass(
 def _added_up(sweep, x, y, share, key, microbatch, size):
     """The sum of the sweeps over micro-batches, one after the other."""
     name = "value_and_backprop"
-    if isinstance(microbatch, bool) or not isinstance(microbatch, int) or microbatch < 1:
-        raise LayerError(name, f"microbatch is {microbatch!r}, a number of examples is due")
+    check_count(name, "microbatch", microbatch)
     if size % microbatch:
-        raise LayerError(name, f"microbatch is {microbatch}, a divisor of the batch {size} is due")
+        raise LayerError(name, f"microbatch is {microbatch}, it must divide the batch, {size}")
     steps = size // microbatch
     # Every steps-th example goes into one micro-batch, so that a sharded batch is split inside
     # its shards.
@@ -158,36 +166,52 @@ def _added_up(sweep, x, y, share, key, microbatch, size):
     )
     parts = (x, y, share, None if key is None else jax.random.split(key, steps))
 
-    def step(total, part):
-        return jax.tree.map(jnp.add, total, accumulated(sweep(*part))), None
-
-    # The first one stands outside of the scan: its sweep has the total's sharding and dtypes.
-    first = sweep(*jax.tree.map(lambda leaf: leaf[0], parts))
-    rest = jax.tree.map(lambda leaf: leaf[1:], parts)
-    total, _ = jax.lax.scan(step, accumulated(first), rest)
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, first)
+    return one_by_one(lambda part: sweep(*part), parts)
 
 
-def _checked_share(share: jax.Array | None, losses: jax.Array, size: int) -> jax.Array:
-    """wᵢ / Σᵢ wᵢ for the examples of these losses."""
+def shares(sample_weight: Any, size: int) -> jax.Array | None:
+    """wᵢ / Σᵢ wᵢ (B,), at least float32; ``None`` where all examples count alike.
+
+    Under ``shard_map`` the sum is the mean of the devices' sums, so that the devices' values and
+    gradients are parts of one mean, as they are without weights.
+    """
+    check_sample_weight(sample_weight, size)
+    if sample_weight is None:
+        return None
+    wide = accumulated(jnp.asarray(sample_weight))
+    total = mean_over_devices(jnp.sum(wide))
+    good = jnp.all(wide >= 0) & (total > 0) & (total < jnp.inf)
+    return jnp.where(good, wide / total, jnp.nan)
+
+
+def weighted_mean(
+    losses: jax.Array, share: jax.Array | None, size: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Σᵢ shareᵢ ℓᵢ, and ∂/∂ℓ of it, the shares in the losses' dtype; by default they are 1/size."""
     if losses.ndim != 1:
-        raise LayerError("loss", f"it gave {losses.shape}, one number an example (B,) is due")
-    return jnp.full_like(losses, 1 / size) if share is None else share.astype(losses.dtype)
+        raise LayerError("loss", f"it gave {losses.shape}, it must give one number an example (B,)")
+    wide = accumulated(losses)
+    if share is None:
+        share = jnp.full_like(wide, 1 / (len(losses) if size is None else size))
+    value = jnp.sum(share.astype(wide.dtype) * wide)
+    return value.astype(losses.dtype), share.astype(losses.dtype)
 
 
 def checked_batch(x: Tree, y: Tree) -> tuple[Tree, int]:
     """x as arrays, and how many examples there are."""
-    x = jax.tree.map(_array, x)
+    for leaf in jax.tree.leaves(x):
+        check_integers("value_and_backprop", "x", leaf)
+    x = jax.tree.map(jnp.asarray, x)
     return x, _batch_size(x, y)
 
 
-def _array(leaf: Any) -> jax.Array:
-    """An array; a NumPy integer that JAX would wrap around is an error."""
+def check_integers(layer: str, argument: str, leaf: Any) -> None:
+    """Raises where JAX would wrap NumPy's integers around."""
     if isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.integer) and leaf.size:
         held = np.iinfo(jax.dtypes.canonicalize_dtype(leaf.dtype))
         if leaf.max() > held.max or leaf.min() < held.min:
-            raise LayerError("x", f"it holds {leaf.max()}, beyond {held.dtype}")
-    return jnp.asarray(leaf)
+            beyond = leaf.max() if leaf.max() > held.max else leaf.min()
+            raise LayerError(layer, f"{argument} holds {beyond}, beyond {held.dtype}")
 
 
 def _batch_size(x: Tree, y: Tree) -> int:
@@ -201,15 +225,16 @@ def _batch_size(x: Tree, y: Tree) -> int:
     return sizes[0][0]
 
 
-def check_sample_weight(sample_weight: Any, size: int, some: bool = True) -> None:
+def check_sample_weight(
+    sample_weight: Any, size: int, some: bool = True, name: str = "value_and_backprop"
+) -> None:
     """Raises unless it is ``None`` or (size,) weights, with ``some`` one of them above 0."""
     if sample_weight is None:
         return
-    name = "value_and_backprop"
     shape = jnp.shape(sample_weight)
     if shape != (size,) or not is_inexact(sample_weight):
         came = f"{jnp.result_type(sample_weight)}{list(shape)}"
-        raise LayerError(name, f"sample_weight is {came}, floats ({size},) are due")
+        raise LayerError(name, f"sample_weight is {came}, it must be floats of shape ({size},)")
     if is_concrete(sample_weight):
         values = np.asarray(sample_weight, np.float64)
         if not (values >= 0).all() or not values.sum() < np.inf or (some and not values.any()):
@@ -227,6 +252,38 @@ def _checked_weights(params: Tree, weights: Tree) -> Tree:
             f"weights is not shaped like params, as a tree that carries the error must be: {error}",
         ) from None
     return weights
+
+
+def models_own(loss: Loss | None, params: Tree) -> Tree:
+    """The model's parameters, of a loss with parameters the first of the pair."""
+    return params if loss is None else _split(loss, params)[0]
+
+
+def mixing_refused(what: str, model: Layer) -> Callable[[Tree, Tree], None]:
+    """``check(params, x)``, which raises where an example's output depends on others of its batch.
+
+    A model is traced once for each shape of params and x.
+    """
+
+    def refuse(site, inputs, delta):
+        if site.mixes:
+            raise LayerError(
+                site.name,
+                f"it mixes the examples of a batch, so that the result of {what} would depend on "
+                "the size of the batch; take the model and params that calibrate(model, params, "
+                "batches) returns",
+            )
+
+    @jax.jit
+    def sweep(params, x):
+        y, residuals = model.forward(params, x)
+        model.backward(params, residuals, floats_of(y), refuse)
+
+    def struct(leaf):
+        dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
+        return leaf if isinstance(leaf, jax.Array) else jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    return lambda params, x: sweep.eval_shape(params, jax.tree.map(struct, x))
 
 
 def _parameterless(loss: Loss) -> bool:

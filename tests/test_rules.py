@@ -67,6 +67,84 @@ EXACT = {
 EXACT_AT_THE_END = [*SHAPED[:5], "predictive_coding"]
 
 
+# ---------------------------------------------------------------------------- sample weights
+
+WEIGHABLE = {
+    "backpropagation": lambda m, shape: fp.backpropagation(m, CE, microbatch=2),
+    **STATEFUL,
+    **BY_BLOCKS,
+    **OTHERS,
+    "oja": lambda m, shape: fp.hebbian(m, CE, oja=True),
+}
+DRAWING = {"evolution": KEY, "forward_gradient by weights": KEY}  # the same for any batch
+
+
+@pytest.mark.parametrize("name", WEIGHABLE)
+def test_an_example_of_weight_0_is_left_out(name):
+    """Weighted, the batch with four more examples that count nothing is the batch without them."""
+    rule, key = WEIGHABLE[name](MODEL, (8,)), DRAWING.get(name)
+    state = rule.init(KEY, PARAMS)
+    weights = jnp.where(jnp.arange(12) < 8, 3.0, 0.0)
+    x = jnp.where(weights[:, None] > 0, X, 100.0)
+    estimate = jax.jit(rule.estimate)
+    found = estimate(PARAMS, state, x, Y, key, sample_weight=weights)
+    due = estimate(PARAMS, state, X[:8], Y[:8], key)
+    fp.compare(found, due, leaf_bound=512, whole_bound=64).assert_ok()
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_weighted_rules_that_are_exact_are_weighted_backprop(name):
+    weights = jnp.arange(12.0)
+    rule = EXACT[name](MODEL, (8,))
+    state = rule.init(KEY, PARAMS)
+    found = jax.jit(rule.estimate)(PARAMS, state, X, Y, KEY, sample_weight=weights)[:2]
+    sweep = jax.jit(fp.value_and_backprop(MODEL, CE))
+    due = sweep(PARAMS, X, Y, sample_weight=weights)
+    fp.compare(found, due, leaf_bound=512, whole_bound=64).assert_ok()
+
+
+def test_forward_forward_weighs_true_and_wrong_labels_alike():
+    model = fp.serial(fp.dense(6, fp.relu), fp.dense(5, fp.relu))
+    params, _ = model.init(KEY, (8 + 3,))
+    estimate = jax.jit(fp.forward_forward(model, classes=3).estimate)
+    weights = jnp.where(jnp.arange(12) < 8, 1.0, 0.0)
+    found = estimate(params, (), X, Y, None, sample_weight=weights)
+    fp.compare(found, estimate(params, (), X[:8], Y[:8], None)).assert_ok()
+
+
+def test_rules_without_use_for_weights_refuse_them():
+    private = fp.dp_sgd(MODEL, CE, max_norm=1.0, noise_multiplier=1.0, sampling_rate=0.5)
+    objective = fp.evolution(lambda params, x, y, key: jnp.mean(params[0]["w"] ** 2), pairs=2)
+    for rule, message in (
+        (private, "dp_sgd: it takes no sample_weight, since each example must count for one"),
+        (objective, "evolution: it takes no sample_weight, its objective has none"),
+    ):
+        with pytest.raises(LayerError, match=message):
+            fp.fit(rule, SGD, PARAMS, (X, Y), key=KEY, steps=1, sample_weight=jnp.ones(12))
+    normed = fp.serial(fp.batch_norm(), fp.dense(5), fp.dense(3))
+    params, _ = normed.init(KEY, (8,))
+    with pytest.raises(
+        LayerError, match=r"layers\[0\] batch_norm: .*energy knows no sample_weight"
+    ):
+        fp.zil(normed, CE).estimate(params, (), X, Y, None, sample_weight=jnp.ones(12))
+
+
+# ------------------------------------------------------------------------- without a key
+
+
+@pytest.mark.parametrize("name", WEIGHABLE)
+def test_validation_and_evaluation_need_no_key(name):
+    rule = WEIGHABLE[name](MODEL, (8,))
+    state, history = fp.fit(
+        rule, optax.sgd(0.0), PARAMS, (X, Y), key=KEY, steps=1, validation=(X[:5], Y[:5])
+    )
+    found = fp.evaluate(rule, PARAMS, (X[:5], Y[:5]), rule_state=state.rule_state)
+    assert history["validation_loss"] == [found["loss"]]
+    if rule.loss is not None:
+        due = jnp.mean(CE.apply((), (MODEL.apply(PARAMS, X[:5]), Y[:5])))
+        assert found["loss"] == pytest.approx(float(due), rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------ masks
 
 DROPPING = fp.serial(

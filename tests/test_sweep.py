@@ -146,7 +146,7 @@ def test_numpy_arrays_are_taken_as_jit_takes_them():
     [
         (
             {"sample_weight": jnp.ones(11)},
-            r"sample_weight is float32\[11\], floats \(12,\) are due",
+            r"sample_weight is float32\[11\], it must be floats of shape \(12,\)",
         ),
         ({"sample_weight": jnp.ones(12, int)}, r"sample_weight is int32\[12\]"),
         ({"sample_weight": -jnp.ones(12)}, r"must be finite, not negative, and not 0 everywhere"),

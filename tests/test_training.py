@@ -1,5 +1,9 @@
 """Steps, the loop, evaluation and stopping."""
 
+import functools
+import gc
+import weakref
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -247,6 +251,30 @@ def test_accuracy():
     np.testing.assert_allclose(fp.accuracy(scores, jax.nn.one_hot(labels, 2)), [2 / 3, 1 / 3])
     with pytest.raises(LayerError, match=r"labels are \(2, 1\), \(2, 3\) are due"):
         fp.accuracy(scores, labels[:, :1])
+    with pytest.raises(LayerError, match="a label is 2, labels of 2 classes"):
+        fp.accuracy(scores, labels + 1)
+    with pytest.raises(LayerError, match="labels must be integers"):
+        fp.accuracy(scores, labels + 0.5)
+    found = jax.jit(fp.accuracy)(scores[:, 0].at[0].set(jnp.nan), jnp.array([1, 1]))
+    np.testing.assert_array_equal(found, [np.nan, 1])
+    np.testing.assert_array_equal(
+        jax.jit(fp.accuracy)(scores[:, 0], jnp.array([1, 2])), [1, np.nan]
+    )
+    found = fp.accuracy(scores.at[0, 1].set(jnp.nan), (labels, mask))  # not looked at
+    np.testing.assert_allclose(found, [1, 0.5])
+
+
+def test_a_score_gives_one_number_an_example():
+    def of_all_pairs(prediction, y):
+        return prediction[:, 0] - y[:, None]
+
+    with pytest.raises(LayerError, match=r"score 'own': it gave \(30, 30\)"):
+        fp.evaluate(RULE, PARAMS, (X, Y), scores={"own": of_all_pairs})
+    with pytest.raises(LayerError, match=r"score 'own': it gave \(\)"):
+        fp.fit(
+            RULE, SGD, PARAMS, (X, Y), key=KEY, steps=1, validation=(X, Y),
+            scores={"own": lambda prediction, y: jnp.mean(prediction)},
+        )  # fmt: skip
 
 
 def test_dropout_like_layers_are_off_without_a_key():
@@ -301,6 +329,207 @@ def test_stopping_functions():
         fp.patience("a", 0)
 
 
+def test_patience_takes_no_nan_for_the_best():
+    assert fp.patience("a", 2)({"a": [float("nan"), 3.0, 1.0]}) is None
+    assert fp.patience("a", 2)({"a": [1.0, float("nan"), 3.0]}) is not None
+    assert fp.patience("a", 1, larger=True)({"a": [float("nan"), 1.0]}) is None
+
+
+@pytest.mark.parametrize("kind", ["arrays", "iterable"])
+def test_the_best_state_is_returned_whole(kind):
+    """Of rounds whose validation gets better and then worse."""
+    optimizer = optax.chain(
+        optax.scale_by_adam(), optax.scale_by_schedule(lambda n: jnp.where(n < 12, -0.05, 0.3))
+    )
+    kept = []
+    data = (X, Y) if kind == "arrays" else [(X, Y)] * 24
+    state, history = fp.fit(
+        RULE, optimizer, PARAMS, data, key=KEY, steps=24, every=3, validation=(X, Y),
+        stop=fp.patience("validation_loss", 3, best=True),
+        callback=lambda state, history: kept.append(state),
+    )  # fmt: skip
+    best = int(np.argmin(history["validation_loss"]))
+    assert 0 < best < len(kept) - 1
+    assert history["best_step"] == history["validation_step"][best] == int(state.step)
+    chex.assert_trees_all_equal(state, kept[best])
+    assert history["stopped"] == "validation_loss has not improved for 3 entries"
+
+
+def test_the_best_state_needs_an_entry_a_round():
+    with pytest.raises(ValueError, match=r"the list has 3 entries of this round"):
+        fp.fit(
+            RULE, SGD, PARAMS, (X, Y), key=KEY, steps=9, every=3,
+            stop=fp.patience("loss", 3, best=True),
+        )  # fmt: skip
+    twice = [fp.patience("validation_loss", 3, best=True)] * 2
+    with pytest.raises(ValueError, match="give one"):
+        fp.fit(RULE, SGD, PARAMS, (X, Y), key=KEY, steps=9, validation=(X, Y), stop=twice)
+
+
+@functools.cache
+def poisoned(at):
+    """SGD whose update number ``at``, counted from 1, is NaN."""
+    return optax.chain(
+        optax.sgd(0.05), optax.scale_by_schedule(lambda n: jnp.where(n == at - 1, jnp.nan, 1.0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"), [("arrays", 1), ("arrays", 6), ("batches", 5), ("iterable", 5)]
+)
+def test_the_state_before_the_first_update_that_is_not_finite_is_returned(kind, at):
+    """All losses are finite: the NaN comes with an update, at the end of a round or within one."""
+    data = [(X, Y)] * 9 if kind == "iterable" else (X, Y)
+    options = {"key": KEY, "every": 3, **({"batch_size": 8} if kind == "batches" else {})}
+    found, history = fp.fit(RULE, poisoned(at), PARAMS, data, steps=6, **options)
+    assert history["not_finite_step"] == at == int(found.step) + 1 == len(history["loss"])
+    assert history["stopped"].startswith(f"the update of step {at} makes params[0]['b'] and 3 more")
+    assert np.isfinite(history["loss"]).all()
+    if at > 1:
+        due, due_history = fp.fit(RULE, poisoned(at), PARAMS, data, steps=at - 1, **options)
+        chex.assert_trees_all_close(found.params, due.params, rtol=1e-6)
+        np.testing.assert_allclose(history["loss"][:-1], due_history["loss"], rtol=1e-6)
+    else:
+        chex.assert_trees_all_equal(found.params, PARAMS)
+
+
+def test_an_update_that_is_not_finite_stops_whatever_else_is_asked():
+    stops = [fp.until("loss", at_most=0), fp.patience("validation_loss", 5, best=True)]
+    options = {"key": KEY, "steps": 9, "every": 3, "validation": (X, Y), "stop": stops}
+    state, history = fp.fit(RULE, poisoned(5), PARAMS, (X, Y), **options)
+    assert history["not_finite_step"] == 5
+    assert history["validation_step"] == [3, 4]
+    assert np.isfinite(history["validation_loss"]).all()
+    assert int(state.step) == 4
+    _, history = fp.fit(RULE, optax.sgd(1e38), PARAMS, (X, Y), **options)
+    assert history["stopped"].startswith("the loss is ")
+
+
+def test_a_state_that_overflows_is_noticed_though_the_parameters_are_finite():
+    """Adam's second moment turns infinite, so that its updates are 0 from then on."""
+
+    def estimate(params, state, x, y, key, sample_weight=None):
+        value, grads, _ = RULE.estimate(params, (), x, y, key)
+        return value, jax.tree.map(lambda g: 1e20 * g, grads), state + 1.0
+
+    rule = fp.Rule(lambda key, params: jnp.zeros(()), estimate, MODEL.apply)
+    _, history = fp.fit(rule, optax.adam(1e-3), PARAMS, (X, Y), key=KEY, steps=3)
+    assert history["stopped"].startswith("the update of step 1 makes opt_state[0].nu")
+
+    def growing(params, state, x, y, key, sample_weight=None):
+        return *RULE.estimate(params, (), x, y, key)[:2], state * 1e30
+
+    rule = fp.Rule(lambda key, params: jnp.ones(()), growing, MODEL.apply)
+    _, history = fp.fit(rule, SGD, PARAMS, (X, Y), key=KEY, steps=3)
+    assert history["stopped"].startswith("the update of step 2 makes rule_state NaN or infinite")
+
+
+def test_what_an_optimizer_keeps_infinite_from_the_start_is_let_be():
+    """reduce_on_plateau's best value is infinite before the first step."""
+    optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(accumulation_size=50))
+    _, history = fp.fit(RULE, optimizer, PARAMS, (X, Y), key=KEY, steps=6, every=2)
+    assert "stopped" not in history
+
+
+def test_rules_optimizers_and_programs_are_let_go():
+    def train(optimizer):
+        model = fp.mlp(SIZES)
+        rule = fp.backpropagation(model, LOSS)
+        for data in ((X, Y), [(X, Y)]):
+            fp.fit(rule, optimizer, PARAMS, data, key=KEY, steps=1, validation=(X, Y))
+        return [weakref.ref(function) for function in (rule.estimate, model.init, optimizer.update)]
+
+    def searched(updates, state, params, *, value_fn, **extra):
+        """As a line search: the program itself then holds a function made of the rule."""
+        grads = jax.grad(value_fn)(params)
+        return jax.tree.map(lambda g: -0.1 * g, grads), state
+
+    search = optax.GradientTransformationExtraArgs(lambda params: (), searched)
+    references = train(optax.sgd(0.2)) + train(search)
+    del search, searched
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 6
+
+
+# ----------------------------------------------------------------------------- sample weights
+
+TOKENS = fp.serial(fp.embedding(7, 4), fp.dense(5, fp.tanh), fp.dense(7))
+TOKENS_PARAMS = TOKENS.init(KEY, jax.ShapeDtypeStruct((5,), "int32"))[0]
+IDS, NEXT = DRAW.integers(0, 7, (2, 6, 5)).astype(np.int32)
+MASK = np.arange(5) < np.array([5, 1, 3, 0, 2, 4])[:, None]
+
+
+def tokens(x, y):
+    return y[1].sum(1, dtype="float32")
+
+
+def token_mean(params, rows=slice(None)):
+    log_p = jax.nn.log_softmax(TOKENS.apply(params, IDS[rows]))
+    losses = -jnp.take_along_axis(log_p, NEXT[rows][..., None], -1)[..., 0]
+    return jnp.sum(jnp.where(MASK[rows], losses, 0)) / MASK[rows].sum()
+
+
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_the_mean_over_all_tokens_is_one_argument(microbatch):
+    rule = fp.backpropagation(TOKENS, LOSS, microbatch=microbatch)
+    data, run = (IDS, (NEXT, MASK)), {"key": KEY, "steps": 1}
+    value, grads = jax.jit(jax.value_and_grad(token_mean))(TOKENS_PARAMS)
+    due = jax.tree.map(lambda p, g: p - 0.1 * g, TOKENS_PARAMS, grads)
+    given = {"function": tokens, "array": MASK.sum(1).astype(np.float32)}
+    step = fp.update_step(rule, SGD, sample_weight=tokens)
+    state, _ = step(fp.init_state(rule, SGD, TOKENS_PARAMS, KEY), data)
+    chex.assert_trees_all_close(state.params, due, rtol=1e-5, atol=1e-7)
+    for weights in given.values():
+        state, history = fp.fit(rule, SGD, TOKENS_PARAMS, data, sample_weight=weights, **run)
+        chex.assert_trees_all_close(state.params, due, rtol=1e-5, atol=1e-7)
+        assert history["loss"][0] == pytest.approx(float(value), rel=1e-5)
+        for batch_size in (None, 1):  # one example has no token at all
+            found = fp.evaluate(
+                rule, TOKENS_PARAMS, data, sample_weight=weights, batch_size=batch_size,
+                scores={"right": fp.accuracy},
+            )  # fmt: skip
+            assert found["loss"] == pytest.approx(float(value), rel=1e-5)
+            labels = np.argmax(np.asarray(TOKENS.apply(TOKENS_PARAMS, IDS)), -1)
+            assert found["right"] == pytest.approx(np.mean((labels == NEXT)[MASK]), rel=1e-5)
+    state, history = fp.fit(
+        rule, SGD, TOKENS_PARAMS, iter([data]), key=KEY, sample_weight=tokens, validation=data
+    )
+    chex.assert_trees_all_close(state.params, due, rtol=1e-5, atol=1e-7)
+    assert history["validation_loss"][0] == pytest.approx(float(token_mean(due)), rel=1e-5)
+
+
+def test_weights_are_drawn_with_their_examples():
+    weights = np.where(np.arange(30) < 20, 1.0, 0.0).astype(np.float32)
+    poisonous = X.copy()
+    poisonous[20:] = 1e3
+    seen = []
+
+    def metrics(state, batch):
+        jax.debug.callback(lambda x: seen.append(x), batch[0], ordered=True)
+        return {}
+
+    _, history = fp.fit(
+        RULE, optax.sgd(0.0), PARAMS, (poisonous, Y), key=KEY, epochs=1, batch_size=10,
+        sample_weight=weights, metrics=metrics,
+    )  # fmt: skip
+    jax.effects_barrier()
+    rows = {tuple(row): i for i, row in enumerate(X[:20].tolist())}
+    for x, value in zip(seen, history["loss"], strict=True):
+        kept = [rows[tuple(row)] for row in x.tolist() if tuple(row) in rows]
+        due = fp.evaluate(RULE, PARAMS, (X[kept], Y[kept]))["loss"]
+        assert value == pytest.approx(due, rel=1e-5)
+
+
+def test_class_weights():
+    importance = jnp.array([1.0, 5.0, 0.0])
+    found = fp.evaluate(RULE, PARAMS, (X, Y), sample_weight=lambda x, y: importance[y])
+    log_p = np.asarray(jax.nn.log_softmax(MODEL.apply(PARAMS, X)))[np.arange(30), Y]
+    due = -np.average(log_p, weights=np.asarray(importance)[Y])
+    assert found["loss"] == pytest.approx(due, rel=1e-5)
+    with pytest.raises(LayerError, match="not negative, and not 0 everywhere"):
+        fp.evaluate(RULE, PARAMS, (X, Y), sample_weight=lambda x, y: 0.0 * importance[y])
+
+
 # --------------------------------------------------------------------------- refusals
 
 
@@ -310,28 +539,101 @@ def test_stopping_functions():
         ((X, Y), {}, "give epochs or steps"),
         ((X, Y), {"epochs": 1, "steps": 1}, "give epochs or steps"),
         ((X, Y), {"epochs": 1, "batch_size": 31}, r"batch_size is 31, 1 to 30"),
-        ((X, Y), {"epochs": 0}, "must be 1 or more"),
-        ((X, Y), {"steps": 1, "every": 0}, "must be 1 or more"),
+        ((X, Y), {"epochs": 0}, "epochs is 0"),
+        ((X, Y), {"epochs": 1.5}, r"epochs is 1\.5"),
+        ((X, Y), {"steps": True}, "steps is True"),
+        ((X, Y), {"steps": 1, "every": 0}, "every is 0"),
+        ((X, Y), {"steps": 1, "unroll": 0}, "unroll is 0"),
+        ((X, Y), {"steps": 1, "key": 7}, r"key is 7, .* jax\.random\.key\(7\)"),
+        ((X, Y), {"steps": 1, "key": jax.random.split(KEY)}, r"key is an array of key.*one key"),
+        ((X, Y), {"steps": 1, "sample_weight": np.ones(7)}, r"sample_weight is float\d+\[7\]"),
+        ((X, Y), {"steps": 1, "sample_weight": -np.ones(30)}, "not negative"),
+        ((X, Y), {"steps": 1, "sample_weight": lambda x, y: y}, r"sample_weight is int32\[30\]"),
+        ((X, Y), {"steps": 1, "validation": X}, r"validation is an array of float32\[30, 4\]"),
+        ((X, Y), {"steps": 1, "validation": (X, Y, Y)}, "validation is a tuple of 3"),
+        (X, {"steps": 1}, r"data is an array of float32\[30, 4\], it must be the pair \(x, y\)"),
+        ({"x": X, "y": Y}, {"steps": 1}, "data is a dict of 2"),
+        (None, {"steps": 1}, "data is None"),
+        ([X, Y], {"steps": 1}, "data is a list of 2.*a list is taken for an iterable"),
+        ((X.tolist(), Y.tolist()), {"steps": 1}, r"x\[0\]\[0\] is .*numpy\.asarray"),
+        ((X.astype(str), Y), {"steps": 1}, "x holds <U"),
+        ((X, Y.astype(np.int64) + 2**40), {"steps": 1}, r"y holds \d+, beyond int32"),
         ((X, Y, Y), {"steps": 1}, r"data is a tuple of 3"),
         ((X, Y[:5]), {"steps": 1}, r"one leading axis of examples"),
         ((X, Y[:, None]), {"steps": 1}, r"labels are \(30, 1\), \(30,\) are due"),
         ((X, Y + 1), {"steps": 1}, r"a label is 3, labels of 3 classes"),
-        ((X, Y.astype(np.int64) + 2**32), {"steps": 1}, r"a label is 429496729\d"),
+        ((X, Y.astype(np.int64) + 2**32), {"steps": 1}, r"y holds 429496729\d, beyond int32"),
         ((X[:, :3], Y), {"steps": 1}, r"layers\[0\] dense: x has 3 features"),
         ([(X, Y + 1)], {}, r"a label is 3"),
         ([], {}, "without batches"),
         ([(X, Y)], {"epochs": 2}, "go with arrays"),
+        (iter([(X, Y), X]), {}, "batch 1 of data is an array"),
+        ([(X, Y), (X, Y.astype(np.int64) + 2**32)], {}, "batch 1 of data: y holds .* beyond int32"),
+        (
+            [(X, Y)],
+            {"sample_weight": np.ones(30)},
+            "sample_weight is an array and data an iterable",
+        ),
         ([(X, Y)], {"every": 0}, "every is 0"),
     ],
 )
 def test_messages(data, options, message):
     with pytest.raises(ValueError, match=message):
-        fp.fit(RULE, SGD, PARAMS, data, key=KEY, **options)
+        fp.fit(RULE, SGD, PARAMS, data, **{"key": KEY, **options})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rule": MODEL}, r"rule is the layer serial; .*backpropagation\(model, loss\)"),
+        ({"rule": LOSS}, r"rule is the layer softmax_cross_entropy"),
+        ({"rule": None}, "rule is None, it must be a Rule"),
+        ({"optimizer": optax.adam}, r"optimizer is the function adam.*call it: adam\(1e-3\)"),
+        ({"optimizer": 0.1}, r"optimizer is 0\.1.*optax\.adam\(1e-3\)"),
+        ({"params": MODEL.init(KEY, (4,))}, r"params\[1\]\[0\] is 3, .*params, out_shape"),
+        ({"params": [1.0]}, r"params\[0\] is 1\.0"),
+        ({"params": None}, r"params has NoneType"),
+        ({"params": list(PARAMS)}, "the rule's estimate is"),
+        (
+            {"params": fp.init_state(RULE, SGD, PARAMS, KEY)._asdict()},
+            "params is a dict of a TrainState's fields.*template",
+        ),
+        (
+            {"params": fp.init_state(RULE, optax.adam(0.1), PARAMS, KEY)},
+            "opt_state is .*go on with the rule and the optimizer that the state was made with",
+        ),
+        (
+            {
+                "rule": fp.feedback_alignment(MODEL, LOSS),
+                "params": fp.init_state(RULE, SGD, PARAMS, KEY),
+            },
+            "rule_state is .*go on with the rule",
+        ),
+    ],
+)
+def test_wrong_things_are_named_in_one_sentence(changed, message):
+    given = {"rule": RULE, "optimizer": SGD, "params": PARAMS, **changed}
+    with pytest.raises(LayerError, match=message) as caught:
+        fp.fit(**given, data=(X, Y), key=KEY, steps=1)
+    assert len(str(caught.value)) < 700
+
+
+def test_integers_of_numpy_are_integers():
+    counts = {"steps": np.int64(4), "batch_size": np.int32(8), "every": np.int16(2)}
+    state, history = fp.fit(RULE, SGD, PARAMS, (X, Y), key=KEY, unroll=np.int64(2), **counts)
+    assert int(state.step) == len(history["loss"]) == 4
+    assert fp.evaluate(RULE, PARAMS, (X, Y), batch_size=np.int64(7))["loss"] > 0
 
 
 def test_more_messages():
     with pytest.raises(LayerError, match="a label is 3"):
         fp.evaluate(RULE, PARAMS, (X, Y + 1))
+    with pytest.raises(LayerError, match=r"params is a TrainState; give its params"):
+        fp.evaluate(RULE, fp.init_state(RULE, SGD, PARAMS, KEY), (X, Y))
+    with pytest.raises(LayerError, match="state is a list, it must be a TrainState"):
+        fp.update_step(RULE, SGD)(list(fp.init_state(RULE, SGD, PARAMS, KEY)), (X, Y))
+    with pytest.raises(LayerError, match="batch is a tuple of 3"):
+        fp.update_step(RULE, SGD)(fp.init_state(RULE, SGD, PARAMS, KEY), (X, Y, Y))
     with pytest.raises(ValueError, match="batch_size is 0"):
         fp.evaluate(RULE, PARAMS, (X, Y), batch_size=0)
     with pytest.raises(LayerError, match="a label is 3"):

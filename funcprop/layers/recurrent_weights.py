@@ -38,11 +38,8 @@ def by_chunks(gradients: Any, chunk: int | None) -> Any:
             )
             return contraction.accumulated(gradients(*given))
 
-        def add(total, start):
-            return jax.tree.map(jnp.add, total, part(start, chunk)), None
-
-        starts = jnp.arange(1, time // chunk, dtype=jnp.int32) * chunk
-        total, _ = lax.scan(add, part(0, chunk), starts)
+        starts = jnp.arange(time // chunk, dtype=jnp.int32) * chunk
+        total = contraction.one_by_one(lambda start: part(start, chunk), starts)
         if time % chunk:
             total = jax.tree.map(jnp.add, total, part(time - time % chunk, time % chunk))
         return jax.tree.map(lambda leaf: leaf.astype(delta.dtype), total)

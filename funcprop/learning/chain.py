@@ -170,6 +170,11 @@ def minus(a: Tree, b: Tree) -> Tree:
     return jax.tree.map(lambda a, b: a - b, floats_of(a), floats_of(b))
 
 
+def weighted(share: jax.Array, a: Tree) -> Tree:
+    """shareᵢ aᵢ for each example i, share (B,)."""
+    return jax.tree.map(lambda a: a * share.astype(a.dtype).reshape(-1, *(1,) * (a.ndim - 1)), a)
+
+
 def scaled(scale: float, a: Tree) -> Tree:
     """scale a."""
     return jax.tree.map(lambda a: scale * a, a)

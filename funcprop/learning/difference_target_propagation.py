@@ -16,8 +16,8 @@ from ..layer import Layer, LayerError, Shape, floats_of, with_floats
 from ..layers.activations import tanh
 from ..layers.dense import dense
 from ..losses import Loss
-from ..sweep import checked_batch
-from .backpropagation import Rule
+from ..sweep import checked_batch, shares, weighted_mean
+from .backpropagation import Rule, rule_of
 from .chain import (
     activities,
     chain,
@@ -26,8 +26,8 @@ from .chain import (
     losses_and_delta,
     model_and_loss,
     plus,
-    scaled,
     shapes_between,
+    weighted,
 )
 from .state import check_optimizer, check_state, descended, own_key
 
@@ -123,7 +123,7 @@ def difference_target_propagation(
             made.append(jax.tree.map(lambda leaf, dtype=here.dtype: leaf.astype(dtype), g))
         return DifferenceTargetState(tuple(made), optimizer.init(tuple(made)))
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         x, size = checked_batch(x, y)
         check_example(name, shape, x)
         check_state(name, state, jax.eval_shape(init, jax.random.key(0), params))
@@ -135,26 +135,30 @@ def difference_target_propagation(
         ]
         losses, delta = losses_and_delta(loss, h[-1], y)
 
-        slope, tree = backs[-1](scaled(1 / size, delta))
+        value, share = weighted_mean(losses, shares(sample_weight, size))
+
+        slope, tree = backs[-1](weighted(share, delta))
+        # A target is each example's own, whatever the example counts for.
+        own = size * _rows(slope) if sample_weight is None else _rows(backs[-1](delta)[0])
+        target = _rows(h[-2]) - step * own
         trees = [tree]
-        target = _rows(h[-2]) - step * size * _rows(slope)
         for l in reversed(range(len(h) - 1)):
-            error = (_rows(h[l]) - target) / (step * size)
+            error = weighted(share, (_rows(h[l]) - target) / step)
             trees.append(backs[l](_floats_like(h[l], error))[1])
             if l > 0:
                 g, v = gs[l - 1], state.feedback[l - 1]
                 target = _rows(h[l - 1]) - g.apply(v, _rows(h[l])) + g.apply(v, target)
 
         if key is not None and gs:
-            grads = _reconstructing(gs, fs, h, state.feedback, noise, own_key(key))
+            grads = _reconstructing(gs, fs, h, state.feedback, noise, own_key(key), share)
             new = descended(name, optimizer, grads, state.opt_state, state.feedback)
             state = DifferenceTargetState(*new)
-        return jnp.mean(losses), joined_blocks(model, trees[::-1]), state
+        return value, joined_blocks(model, trees[::-1]), state
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)
 
 
-def _reconstructing(gs, fs, h, feedback, noise, key):
+def _reconstructing(gs, fs, h, feedback, noise, key, share):
     """What leads the feedback networks towards inverses, downhill."""
     grads = []
     for l, (g, v, own) in enumerate(
@@ -164,7 +168,7 @@ def _reconstructing(gs, fs, h, feedback, noise, key):
         below = plus(floats, optax.tree.random_like(own, floats), noise)
         above, _ = fs[l](with_floats(h[l - 1], below))
         again, residuals = g.forward(v, _rows(above))
-        delta = 2 / len(again) * (again - _rows(below))
+        delta = weighted(share, 2 * (again - _rows(below)))
         grads.append(g.backward(v, residuals, delta)[1])
     return tuple(grads)
 

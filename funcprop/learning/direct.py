@@ -12,17 +12,21 @@ import jax.numpy as jnp
 
 from ..layer import Layer, LayerError, Shape, floats_of
 from ..losses import Loss
-from .chain import losses_and_delta, scaled, several_blocks, shapes_between
+from ..sweep import shares, weighted_mean
+from .chain import losses_and_delta, several_blocks, shapes_between, weighted
 from .feedback import check_some
 
 Tree = Any
 Feedback = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
-def output_error(loss: Loss, prediction: Tree, y: Tree) -> tuple[jax.Array, Tree]:
-    """The mean loss, and e = ∂value/∂prediction."""
+def output_error(
+    loss: Loss, prediction: Tree, y: Tree, sample_weight: Any
+) -> tuple[jax.Array, Tree, jax.Array]:
+    """The mean loss, e = ∂value/∂prediction, and what each example counts for (B,)."""
     losses, delta = losses_and_delta(loss, prediction, y)
-    return jnp.mean(losses), scaled(1 / len(losses), delta)
+    value, share = weighted_mean(losses, shares(sample_weight, len(losses)))
+    return value, weighted(share, delta), share
 
 
 def flat(tree: Tree) -> jax.Array:

@@ -6,7 +6,7 @@ from ..combinators import joined_blocks
 from ..layer import Layer, Shape
 from ..losses import Loss
 from ..sweep import checked_batch
-from .backpropagation import Rule
+from .backpropagation import Rule, rule_of
 from .chain import activities, chain, check_example, check_shape, model_and_loss
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
 from .state import check_state
@@ -61,14 +61,14 @@ def direct_feedback_alignment(
     def init(key, params):
         return roads(NAME, model, shape, feedback, key, params)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         x, _ = checked_batch(x, y)
         check_example(NAME, shape, x)
         outputs, backs = activities(chain(NAME, model, params, key), x)
         check_state(NAME, state, roads_due(outputs))
-        value, e = output_error(loss, outputs[-1], y)
+        value, e, _ = output_error(loss, outputs[-1], y, sample_weight)
         deltas = [along(flat(e), b) for b in state]
         trees = [back(delta)[1] for back, delta in zip(backs, [*deltas, e], strict=True)]
         return value, joined_blocks(model, trees), state
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)

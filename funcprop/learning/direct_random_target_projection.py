@@ -9,8 +9,8 @@ from ..combinators import joined_blocks
 from ..layer import Layer, LayerError, Shape, is_inexact
 from ..losses import Loss
 from ..sweep import checked_batch
-from .backpropagation import Rule
-from .chain import activities, chain, check_example, check_shape, model_and_loss
+from .backpropagation import Rule, rule_of
+from .chain import activities, chain, check_example, check_shape, model_and_loss, weighted
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
 from .state import check_state
 
@@ -25,7 +25,8 @@ def direct_random_target_projection(
         δₗ = (y* Bₗ / B) ⊙ φ′(aₗ)      y* the target, of a label its one-hot vector
 
     (Frenkel 2021, arXiv 1909.01311).  No block but the last needs the output, so that it may be
-    updated in the forward pass already.  B stands for the mean over the batch; blocks are those of
+    updated in the forward pass already.  1/B stands for the mean over the batch, in its place the
+    examples' shares where there are sample weights; blocks are those of
     :func:`~funcprop.direct_feedback_alignment`, and the last one gets its true error.
 
     Args:
@@ -58,18 +59,18 @@ def direct_random_target_projection(
     def init(key, params):
         return roads(NAME, model, shape, feedback, key, params)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         x, _ = checked_batch(x, y)
         check_example(NAME, shape, x)
         outputs, backs = activities(chain(NAME, model, params, key), x)
         check_state(NAME, state, roads_due(outputs))
-        value, e = output_error(loss, outputs[-1], y)
+        value, e, share = output_error(loss, outputs[-1], y, sample_weight)
         target = flat(_target(outputs[-1], y))
-        deltas = [along(target / len(target), b) for b in state]
+        deltas = [along(weighted(share, target), b) for b in state]
         trees = [back(delta)[1] for back, delta in zip(backs, [*deltas, e], strict=True)]
         return value, joined_blocks(model, trees), state
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)
 
 
 def _target(prediction: jax.Array, y: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import optax
 from ..layer import Layer, LayerError, as_layer
 from ..losses import Loss, as_loss
 from ..statistics.clipping import clipped_gradient
-from .backpropagation import Rule
+from .backpropagation import Rule, no_state, no_weights, rule_of
 
 Tree = Any
 
@@ -70,7 +70,8 @@ def dp_sgd(
         raise LayerError("dp_sgd", f"sampling_rate is {sampling_rate}, a number in (0, 1] is due")
     clipped = clipped_gradient(max_norm)(model, loss)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
+        no_weights("dp_sgd", sample_weight, "since each example must count for one")
         if key is None:
             raise LayerError("dp_sgd", "sample and noise are random; give the step a key")
         sample_key, noise_key, own_key = jax.random.split(key, 3)
@@ -94,4 +95,4 @@ def dp_sgd(
         )
         return found.value, noisy, state
 
-    return Rule(lambda key, params: (), estimate, model.apply)
+    return rule_of(model, loss, no_state, estimate)._replace(private=True)

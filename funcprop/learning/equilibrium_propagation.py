@@ -12,10 +12,10 @@ from ..layer import Layer, LayerError, as_layer, check_count, position
 from ..layers.activations import elementwise
 from ..layers.dense import affine
 from ..losses import Loss
-from ..sweep import checked_batch
+from ..sweep import checked_batch, shares, weighted_mean
 from ..targets import one_hot
-from .backpropagation import Rule
-from .chain import model_and_loss
+from .backpropagation import Rule, no_state
+from .chain import model_and_loss, weighted
 
 Tree = Any
 NAME = "equilibrium_propagation"
@@ -50,7 +50,8 @@ def equilibrium_propagation(
     Scellier & Bengio 2017, arXiv 1602.05179; the symmetric form is Laborieux 2021,
     arXiv 2006.03824.  Every weight sees the two units that it joins, and is used both ways.  For
     states at rest the tree is the gradient of the loss at the free ones, but for an error that
-    falls as β, and as β² with both signs.
+    falls as β, and as β² with both signs.  In the place of 1/B stands each example's share of the
+    sample weights, where there are some.
 
     The model lends its matrices and biases alone: the states settle under ρ from 0 on, the nudged
     ones from where the free ones came to rest, and the prediction is the free outputs u_L, not what
@@ -137,35 +138,36 @@ def equilibrium_propagation(
             states.append(jnp.zeros_like(drive))
         return layers, settled(layers, x, tuple(states), steps, None)
 
-    def correlations(layers, x, states):
+    def correlations(layers, x, states, share):
         rho, _ = rates(x, states)
         return tuple(
-            layer.backward(part, below, above)[1]
+            layer.backward(part, below, weighted(share, above))[1]
             for (layer, part), below, above in zip(layers, rho, rho[1:], strict=False)
         )
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         x, size = checked_batch(x, y)
         layers, free = freely(params, x)
         y = one_hot(NAME, y, free[-1])
         losses = loss.apply((), (free[-1], y))
+        value, share = weighted_mean(losses, shares(sample_weight, size))
 
         def nudged(beta):
             def nudge(u):
                 _, residuals = loss.forward((), (u, y))
                 return loss.backward((), residuals, jnp.full_like(losses, beta))[0][0]
 
-            return correlations(layers, x, settled(layers, x, free, nudged_steps, nudge))
+            return correlations(layers, x, settled(layers, x, free, nudged_steps, nudge), share)
 
-        low = nudged(-beta) if symmetric else correlations(layers, x, free)
-        share = 1 / ((2 * beta if symmetric else beta) * size)
-        tree = jax.tree.map(lambda low, high: share * (low - high), low, nudged(beta))
-        return jnp.mean(losses), tree if stacked else tree[0], state
+        low = nudged(-beta) if symmetric else correlations(layers, x, free, share)
+        apart = 2 * beta if symmetric else beta
+        tree = jax.tree.map(lambda low, high: (low - high) / apart, low, nudged(beta))
+        return value, tree if stacked else tree[0], state
 
     def predict(params, x):
         return freely(params, jnp.asarray(x))[1][-1]
 
-    return Rule(lambda key, params: (), estimate, predict)
+    return Rule(no_state, estimate, predict)
 
 
 def _layers(parts: Tree) -> list[tuple[Layer, Tree]]:

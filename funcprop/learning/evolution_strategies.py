@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from ..contraction import accumulated
+from ..contraction import accumulated, one_by_one
 from ..layer import Layer, LayerError, as_layer, check_count, is_inexact
 from ..losses import Loss
 from ..sweep import mean_loss
-from .backpropagation import Rule
+from .backpropagation import Rule, no_state, no_weights, rule_of
 from .state import own_key
 
 Tree = Any
@@ -51,15 +51,10 @@ def evolution_strategies(
     >>> value.shape, grads[0]["w"].shape
     ((), (3, 2))
     """
-    return evolution(
-        mean_loss(model, loss),
-        pairs=pairs,
-        sigma=sigma,
-        ranks=ranks,
-        chunk=chunk,
-        axis=axis,
-        predict=as_layer(model, "model").apply,
+    rule = _evolution(
+        mean_loss(model, loss), pairs=pairs, sigma=sigma, ranks=ranks, chunk=chunk, axis=axis
     )
+    return rule_of(as_layer(model, "model"), loss, rule.init, rule.estimate)
 
 
 def evolution(
@@ -114,20 +109,35 @@ def evolution(
     >>> float(value), tree.shape
     (0.0, (3,))
     """
+
+    def weightless(params, x, y, key, sample_weight):
+        no_weights("evolution", sample_weight, "its objective has none; weigh in the objective")
+        return objective(params, x, y, key)
+
+    rule = _evolution(weightless, pairs=pairs, sigma=sigma, ranks=ranks, chunk=chunk, axis=axis)
+
+    def no_prediction(params, x):
+        raise LayerError("evolution", "an objective has no prediction; give evolution a predict")
+
+    return rule._replace(predict=predict or no_prediction)
+
+
+def _evolution(objective, *, pairs, sigma, ranks, chunk, axis) -> Rule:
+    """:func:`evolution` of ``objective(params, x, y, key, sample_weight)``."""
     check_count("evolution", "pairs", pairs)
     if not sigma > 0:
         raise LayerError("evolution", f"sigma is {sigma}, a number above 0 is due")
     if chunk is not None:
         check_count("evolution", "chunk", chunk)
 
-    def value_at(params, x, y, key):
-        value = objective(params, x, y, key)
+    def value_at(params, x, y, key, sample_weight):
+        value = objective(params, x, y, key, sample_weight)
         if jnp.shape(value) != () or not is_inexact(value):
             came = f"{jnp.result_type(value)}{list(jnp.shape(value))}"
             raise LayerError("evolution", f"the objective gave {came}, one number, a float, is due")
         return value
 
-    def search(params, x, y, key, noise_key):
+    def search(params, x, y, key, noise_key, sample_weight):
         keys = jax.random.split(noise_key, pairs)
         if axis is not None:
             devices = jax.lax.axis_size(axis)
@@ -140,7 +150,8 @@ def evolution(
             noise = optax.tree.random_like(pair_key, params)
 
             def at(step):
-                return value_at(jax.tree.map(lambda p, e: p + step * e, params, noise), x, y, key)
+                moved = jax.tree.map(lambda p, e: p + step * e, params, noise)
+                return value_at(moved, x, y, key, sample_weight)
 
             return jnp.stack([at(sigma), at(-sigma)])
 
@@ -152,34 +163,26 @@ def evolution(
         if axis is not None:
             weights = _mine(weights, axis)
 
-        def part(keys, weights):
+        def part(chunk):
+            keys, weights = chunk
             noise = jax.vmap(lambda pair_key: optax.tree.random_like(pair_key, params))(keys)
             return jax.tree.map(
                 lambda e: jnp.tensordot(weights.astype(e.dtype), e, 1), accumulated(noise)
             )
 
-        def step(total, chunk):
-            return jax.tree.map(jnp.add, total, part(*chunk)), None
-
-        chunks = keys, weights.reshape(keys.shape)
-        # The first one stands outside of the scan: under shard_map it varies as the total does.
-        first, rest = (jax.tree.map(lambda leaf, s=s: leaf[s], chunks) for s in (0, slice(1, None)))
-        total, _ = jax.lax.scan(step, part(*first), rest)
+        total = one_by_one(part, (keys, weights.reshape(keys.shape)))
         if axis is not None:
             total = jax.lax.psum(total, axis)
         return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, params)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
+        value = value_at(params, x, y, key, sample_weight)
         if key is None:
-            return value_at(params, x, y, None), jax.tree.map(jnp.zeros_like, params), state
+            return value, jax.tree.map(jnp.zeros_like, params), state
         run = search if axis is None else _split_over(axis, search)
-        tree = run(params, x, y, key, own_key(key))
-        return value_at(params, x, y, key), tree, state
+        return value, run(params, x, y, key, own_key(key), sample_weight), state
 
-    def no_prediction(params, x):
-        raise LayerError("evolution", "an objective has no prediction; give evolution a predict")
-
-    return Rule(lambda key, params: (), estimate, predict or no_prediction)
+    return Rule(no_state, estimate, lambda params, x: None)
 
 
 def _centred_ranks(values: jax.Array) -> jax.Array:

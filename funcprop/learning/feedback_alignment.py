@@ -9,7 +9,7 @@ import jax
 from ..layer import Layer
 from ..losses import Loss
 from ..sweep import value_and_backprop
-from .backpropagation import Rule
+from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_state
 
@@ -59,9 +59,11 @@ def feedback_alignment(
     def init(key, params):
         return drawn("feedback_alignment", model, feedback, key, params)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         check_state("feedback_alignment", state, matrices(params))
-        value, tree = sweep(params, x, y, weights=carriers(params, state), key=key)
+        value, tree = sweep(
+            params, x, y, sample_weight=sample_weight, weights=carriers(params, state), key=key
+        )
         return value, tree, state
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from ..combinators import Block, blocks, joined_blocks
 from ..layer import Layer, LayerError, Site, as_layer, check_count, check_float, gradient
-from ..sweep import checked_batch
+from ..sweep import checked_batch, shares
 from ..targets import one_hot
-from .backpropagation import Rule
+from .backpropagation import Rule, no_state
 from .chain import check_array, functions
 from .state import own_key
 
@@ -72,7 +72,7 @@ def forward_forward(
     if not slope > 0:
         raise LayerError(NAME, f"slope is {slope}, a number above 0 is due")
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         x, size = checked_batch(x, y)
         check_float(NAME, x)
         if key is None:
@@ -88,7 +88,9 @@ def forward_forward(
         wrong = jax.vmap(lambda labels: one_hot(NAME, labels, like))(wrong)
         h = jnp.concatenate([_beside(x, true), *(_beside(x, labels) for labels in wrong)])
         sign = jnp.where(jnp.arange(len(h)) < size, 1, -1).astype(h.dtype)
-        share = jnp.where(sign > 0, 1 / size, 1 / (size * len(wrong))).astype(h.dtype)
+        one = shares(sample_weight, size)
+        one = jnp.full((size,), 1 / size) if one is None else one
+        share = jnp.concatenate([one, *[one / len(wrong)] * len(wrong)]).astype(h.dtype)
 
         value, trees = jnp.zeros((), h.dtype), []
         found = blocks(model, params)
@@ -121,7 +123,7 @@ def forward_forward(
 
         return jax.vmap(of_label)(jnp.eye(classes, dtype=x.dtype)).T
 
-    return Rule(lambda key, params: (), estimate, predict)
+    return Rule(no_state, estimate, predict)
 
 
 @contextmanager

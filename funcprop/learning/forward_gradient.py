@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ..combinators import blocks, joined_blocks
-from ..contraction import Varying, matched
+from ..contraction import Varying, matched, one_by_one
 from ..layer import (
     Layer,
     LayerError,
@@ -20,9 +20,9 @@ from ..layer import (
     with_floats,
 )
 from ..losses import Loss, as_loss, no_parameters
-from ..sweep import checked_batch, mean_loss
-from .backpropagation import Rule
-from .chain import functions
+from ..sweep import checked_batch, mean_loss, shares, weighted_mean
+from .backpropagation import Rule, no_state, rule_of
+from .chain import functions, weighted
 from .state import own_key
 
 Tree = Any
@@ -84,15 +84,18 @@ def forward_gradient(
         )
     value_of = mean_loss(model, loss)
 
-    def by_weights(params, x, y, key, direction_keys):
+    def by_weights(params, x, y, key, direction_keys, sample_weight):
+        def value(params):
+            return value_of(params, x, y, key, sample_weight)
+
         def along(direction_key):
             v = optax.tree.random_like(direction_key, params)
-            _, derivative = jax.jvp(lambda p: value_of(p, x, y, key), (params,), (v,))
+            _, derivative = jax.jvp(value, (params,), (v,))
             return jax.tree.map(lambda leaf: derivative.astype(leaf.dtype) * leaf, v)
 
-        return value_of(params, x, y, key), _mean_of(along, direction_keys)
+        return value(params), _mean_of(along, direction_keys)
 
-    def by_activities(params, x, y, key, direction_keys):
+    def by_activities(params, x, y, key, direction_keys, sample_weight):
         x, size = checked_batch(x, y)
         fs = functions(NAME, blocks(model, params), key)
 
@@ -107,43 +110,34 @@ def forward_gradient(
             return loss.apply((), (h, y)), (outputs, backs)
 
         losses, (outputs, backs) = forward(None)
+        value, share = weighted_mean(losses, shares(sample_weight, size))
 
         def along(direction_key):
             u = optax.tree.random_like(direction_key, outputs)
             zeros = jax.tree.map(jnp.zeros_like, u)
             _, d = jax.jvp(lambda added: forward(added)[0], (zeros,), (u,))
-            return jax.tree.map(lambda leaf: _each(d, leaf) * leaf / size, u)
+            return weighted(d * share, u)
 
         deltas = _mean_of(along, direction_keys)
         trees = [back(d, _own_gradient)[1] for back, d in zip(backs, deltas, strict=True)]
-        return jnp.mean(losses), joined_blocks(model, trees)
+        return value, joined_blocks(model, trees)
 
     form = by_activities if activities else by_weights
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         if key is None:
-            return value_of(params, x, y, None), jax.tree.map(jnp.zeros_like, params), state
+            value = value_of(params, x, y, None, sample_weight)
+            return value, jax.tree.map(jnp.zeros_like, params), state
         direction_keys = jax.random.split(own_key(key), directions)
-        value, grads = form(params, x, y, key, direction_keys)
+        value, grads = form(params, x, y, key, direction_keys, sample_weight)
         return value, matched(grads, Varying.of(params)), state
 
-    return Rule(lambda key, params: (), estimate, model.apply)
+    return rule_of(model, loss, no_state, estimate)
 
 
 def _mean_of(f, keys):
     """The mean of f over keys, one after the other: memory does not grow with their number."""
-
-    def step(total, key):
-        return jax.tree.map(jnp.add, total, f(key)), None
-
-    # The first one stands outside of the scan, where its forward pass is shared with the value's.
-    total, _ = jax.lax.scan(step, f(keys[0]), keys[1:])
-    return jax.tree.map(lambda leaf: leaf / len(keys), total)
-
-
-def _each(d: jax.Array, like: jax.Array) -> jax.Array:
-    """d (B,) with as many axes as ``like``."""
-    return d.astype(like.dtype).reshape(d.shape + (1,) * (like.ndim - 1))
+    return jax.tree.map(lambda leaf: leaf / len(keys), one_by_one(f, keys))
 
 
 def _own_gradient(site, inputs, delta):

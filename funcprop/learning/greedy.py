@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ..combinators import Block, joined_blocks, serial
@@ -14,8 +13,8 @@ from ..layers.activations import identity
 from ..layers.dense import affine
 from ..layers.shape import flatten
 from ..losses import Loss
-from ..sweep import checked_batch, forward_pass
-from .backpropagation import Rule
+from ..sweep import checked_batch, forward_pass, shares, weighted_mean
+from .backpropagation import Rule, rule_of
 from .chain import (
     chain,
     check_array,
@@ -103,22 +102,23 @@ def greedy(model: Layer, loss: Loss, shape: Shape, optimizer: optax.GradientTran
         heads = jax.tree.map(lambda leaf: leaf.astype(dtype), heads)
         return GreedyState(heads, optimizer.init(heads))
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         h, size = checked_batch(x, y)
         check_state(NAME, state, jax.eval_shape(init, jax.random.key(0), params))
         layers, _ = readouts(params)
-        trees, head_trees = [], []
+        trees, head_trees, share = [], [], shares(sample_weight, size)
         fs = chain(NAME, model, params, key)
         for f, readout, head in zip(fs, layers, (*state.heads, ()), strict=True):
             h, back = f(h)
             losses, from_readout = forward_pass(readout, loss, head, h, y, weights=None, key=None)
-            delta, tree = from_readout.from_losses(jnp.full_like(losses, 1 / size), gradient)
+            value, delta_loss = weighted_mean(losses, share)
+            delta, tree = from_readout.from_losses(delta_loss, gradient)
             head_trees.append(tree)
             trees.append(back(delta)[1])
         new = descended(NAME, optimizer, tuple(head_trees[:-1]), state.opt_state, state.heads)
-        return jnp.mean(losses), joined_blocks(model, trees), GreedyState(*new)
+        return value, joined_blocks(model, trees), GreedyState(*new)
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)
 
 
 def _readout(block: Block, hidden: Tree, prediction: Tree) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,9 +13,9 @@ from ..contraction import total
 from ..layer import Layer, LayerError, Site, as_layer
 from ..losses import Loss
 from ..statistics.statistic import AtSite, map_sites
-from ..sweep import checked_batch
-from .backpropagation import Rule
-from .chain import check_array, functions, model_and_loss
+from ..sweep import checked_batch, shares, weighted_mean
+from .backpropagation import Rule, no_state, rule_of
+from .chain import check_array, functions, model_and_loss, weighted
 
 Tree = Any
 NAME = "hebbian"
@@ -63,26 +64,28 @@ def hebbian(model: Layer, loss: Loss | None = None, *, oja: bool = False) -> Rul
     else:
         model, loss = model_and_loss(NAME, model, loss)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         h, size = checked_batch(x, y)
+        share = shares(sample_weight, size)
+        share = jnp.full((size,), 1 / size) if share is None else share
+        statistic = functools.partial(_with_squares, share)
         trees, found = [], blocks(model, params)
         for block, f in zip(found, functions(NAME, found, key), strict=True):
             h, back = f(h)
             check_array(NAME, block, h)
-            _, at_site = back(h, _with_squares)
+            _, at_site = back(h, statistic)
             _check_one_matrix(block, at_site)
-            trees.append(
-                map_sites(lambda at, own: _change(at, own, oja, size), at_site, block.params)
-            )
-        value = jnp.mean(h * h) if loss is None else jnp.mean(loss.apply((), (h, y)))
+            trees.append(map_sites(lambda at, own: _change(at, own, oja), at_site, block.params))
+        own = jnp.mean(h * h, tuple(range(1, h.ndim))) if loss is None else loss.apply((), (h, y))
+        value, _ = weighted_mean(own, share)
         return value, joined_blocks(model, trees), state
 
-    return Rule(lambda key, params: (), estimate, model.apply)
+    return rule_of(model, loss, no_state, estimate)
 
 
-def _with_squares(site: Site, inputs: Tree, delta: Tree) -> AtSite:
-    """Σ δzᵀ x, and Σ δz² where the parameters have their outputs."""
-    grads = site.gradient(inputs, delta)
+def _with_squares(share: jax.Array, site: Site, inputs: Tree, delta: Tree) -> AtSite:
+    """Means over the batch of δzᵀ x, and of δz² where the parameters have their outputs."""
+    grads = site.gradient(inputs, weighted(share, delta))
     named = set(grads) if isinstance(grads, dict) else set()
     # A shared matrix is used at several places, and the delta of one only is its own output.
     if site.rows is None or named - {"b"} != {"w"} or site.name == "share":
@@ -91,7 +94,7 @@ def _with_squares(site: Site, inputs: Tree, delta: Tree) -> AtSite:
             f"{NAME} takes layers of one matrix, as dense, conv and embedding; leave this one out",
         )
     right = site.rows(inputs, delta)[1]
-    squares = total(right * right)
+    squares = total(weighted(share, right * right))
     w = squares if site.inputs_first else squares.reshape(-1, *(1,) * (grads["w"].ndim - 1))
     return AtSite((grads, {"w": w, "b": squares}), jnp.zeros(()))
 
@@ -108,11 +111,11 @@ def _check_one_matrix(block: Block, found: Tree) -> None:
         )
 
 
-def _change(at: AtSite, part: Tree, oja: bool, size: int) -> Tree:
+def _change(at: AtSite, part: Tree, oja: bool) -> Tree:
     grads, squares = at.piece
     if oja:
         grads = {name: grad - squares[name] * part[name] for name, grad in grads.items()}
-    return jax.tree.map(lambda grad: -grad / size, grads)
+    return jax.tree.map(lambda grad: -grad, grads)
 
 
 def _is_at_site(node: Any) -> bool:

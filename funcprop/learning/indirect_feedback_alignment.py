@@ -12,7 +12,7 @@ from ..layer import Layer, LayerError, Shape, Site, gradient
 from ..losses import Loss
 from ..statistics.statistic import AtSite, map_sites
 from ..sweep import checked_batch
-from .backpropagation import Rule
+from .backpropagation import Rule, rule_of
 from .chain import activities, chain, check_example, check_shape, model_and_loss, several_blocks
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
 from .feedback import matrices
@@ -62,13 +62,13 @@ def indirect_feedback_alignment(
         _matrices(model, params)
         return roads(NAME, model, shape, feedback, key, params)[0]
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         x, _ = checked_batch(x, y)
         check_example(NAME, shape, x)
         weights = _matrices(model, params)
         outputs, backs = activities(chain(NAME, model, params, key), x)
         check_state(NAME, state, roads_due(outputs)[0])
-        value, e = output_error(loss, outputs[-1], y)
+        value, e, _ = output_error(loss, outputs[-1], y, sample_weight)
         trees, delta = [], None
         for back, w in zip(backs[:-1], weights[:-1], strict=True):
             sent = along(flat(e), state) if delta is None else delta @ w.T
@@ -79,7 +79,7 @@ def indirect_feedback_alignment(
         trees.append(backs[-1](e)[1])
         return value, joined_blocks(model, trees), state
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)
 
 
 def _matrices(model: Layer, params: Tree) -> list[jax.Array]:

@@ -11,7 +11,7 @@ import optax
 from ..layer import Layer
 from ..losses import Loss
 from ..sweep import value_and_backprop
-from .backpropagation import Rule
+from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_optimizer, check_state, descended
 
@@ -83,13 +83,15 @@ def kolen_pollack(
         b = drawn("kolen_pollack", model, feedback, key, params)
         return KolenPollackState(b, optimizer.init(b))
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         like = matrices(params)
         due = KolenPollackState(like, jax.eval_shape(optimizer.init, like))
         check_state("kolen_pollack", state, due)
         b, opt_state = state
-        value, tree = sweep(params, x, y, weights=carriers(params, b), key=key)
+        value, tree = sweep(
+            params, x, y, sample_weight=sample_weight, weights=carriers(params, b), key=key
+        )
         new = descended("kolen_pollack", optimizer, matrices(tree), opt_state, b)
         return value, tree, KolenPollackState(*new)
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)

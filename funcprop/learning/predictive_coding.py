@@ -6,13 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..combinators import joined_blocks
-from ..layer import Layer, LayerError, check_count, floats_of, with_floats
+from ..layer import (
+    Layer,
+    LayerError,
+    Site,
+    check_count,
+    floats_of,
+    gradient,
+    with_floats,
+)
 from ..losses import Loss
-from ..sweep import checked_batch
-from .backpropagation import Rule
+from ..sweep import checked_batch, shares, weighted_mean
+from .backpropagation import Rule, no_state, rule_of
 from .chain import (
     Function,
     activities,
@@ -22,6 +29,7 @@ from .chain import (
     model_and_loss,
     plus,
     scaled,
+    weighted,
 )
 
 Tree = Any
@@ -69,16 +77,16 @@ def predictive_coding(model: Layer, loss: Loss, *, steps: int = 20, rate: float 
     """
     model, loss = _checked("predictive_coding", model, loss, steps, rate)
 
-    def trees(fs, x, y, fed):
+    def settled(fs, x, y, fed):
         errors = _errors(fs, loss, y)
 
         def step(z, _):
             return moved(errors, x, z, rate), None
 
         z, _ = jax.lax.scan(step, fed[:-1], length=steps)
-        return [_tree(*at(errors, x, z, l)) for l in range(len(fs))]
+        return [at(errors, x, z, l) for l in range(len(fs))]
 
-    return _rule("predictive_coding", model, loss, trees)
+    return _rule("predictive_coding", model, loss, settled)
 
 
 def fixed_prediction(model: Layer, loss: Loss, *, steps: int = 20, rate: float = 0.5) -> Rule:
@@ -119,7 +127,7 @@ def fixed_prediction(model: Layer, loss: Loss, *, steps: int = 20, rate: float =
     """
     model, loss = _checked("fixed_prediction", model, loss, steps, rate)
 
-    def trees(fs, x, y, fed):
+    def settled(fs, x, y, fed):
         _, backs = activities(fs, x)
         last = scaled(-1.0, losses_and_delta(loss, fed[-1], y)[1])
 
@@ -130,9 +138,9 @@ def fixed_prediction(model: Layer, loss: Loss, *, steps: int = 20, rate: float =
 
         start = [scaled(0.0, floats_of(h)) for h in fed[:-1]]
         eps, _ = jax.lax.scan(step, start, length=steps)
-        return [_tree(e, back) for e, back in zip([*eps, last], backs, strict=True)]
+        return list(zip([*eps, last], backs, strict=True))
 
-    return _rule("fixed_prediction", model, loss, trees)
+    return _rule("fixed_prediction", model, loss, settled)
 
 
 def zil(model: Layer, loss: Loss) -> Rule:
@@ -169,7 +177,7 @@ def zil(model: Layer, loss: Loss) -> Rule:
     """
     model, loss = model_and_loss("zil", model, loss)
 
-    def trees(fs, x, y, fed):
+    def settled(fs, x, y, fed):
         errors = _errors(fs, loss, y)
 
         def step(z, _):
@@ -181,9 +189,9 @@ def zil(model: Layer, loss: Loss) -> Rule:
             return jax.tree.map(lambda leaf: leaf[t], history)
 
         last = len(fs) - 1
-        return [_tree(*at(errors, x, z(last - l), l)) for l in range(len(fs))]
+        return [at(errors, x, z(last - l), l) for l in range(len(fs))]
 
-    return _rule("zil", model, loss, trees)
+    return _rule("zil", model, loss, settled)
 
 
 def moved(errors: list[Error], x: Tree, z: list[Tree], rate: float) -> list[Tree]:
@@ -219,21 +227,33 @@ def _errors(fs: list[Function], loss: Loss, y: Tree) -> list[Error]:
     return [*map(between, fs[:-1]), last]
 
 
-def _tree(eps: Tree, back: Callable) -> Tree:
-    """-(∂f/∂W)ᵀ ε, the mean over the batch."""
-    size = len(jax.tree.leaves(eps)[0])
-    return back(scaled(-1 / size, eps))[1]
+def _rule(name: str, model: Layer, loss: Loss, settled: Callable[..., list[Tree]]) -> Rule:
+    """``settled`` gives each block's ε and way back; its tree is the mean of -(∂f/∂W)ᵀ ε."""
 
-
-def _rule(name: str, model: Layer, loss: Loss, trees: Callable[..., list[Tree]]) -> Rule:
-    def estimate(params, state, x, y, key):
-        x, _ = checked_batch(x, y)
+    def estimate(params, state, x, y, key, sample_weight=None):
+        x, size = checked_batch(x, y)
         fs = chain(name, model, params, key)
         fed, _ = activities(fs, x)
         losses, _ = losses_and_delta(loss, fed[-1], y)
-        return jnp.mean(losses), joined_blocks(model, trees(fs, x, y, fed)), state
+        value, share = weighted_mean(losses, shares(sample_weight, size))
+        statistic = gradient if sample_weight is None else _unmixed
+        trees = [
+            back(scaled(-1.0, weighted(share, eps)), statistic)[1]
+            for eps, back in settled(fs, x, y, fed)
+        ]
+        return value, joined_blocks(model, trees), state
 
-    return Rule(lambda key, params: (), estimate, model.apply)
+    return rule_of(model, loss, no_state, estimate)
+
+
+def _unmixed(site: Site, inputs: Tree, delta: Tree) -> Tree:
+    if site.mixes:
+        raise LayerError(
+            site.name,
+            "it mixes the examples of a batch, whose energy knows no sample_weight; leave the "
+            "weights out, or take layer_norm or group_norm",
+        )
+    return gradient(site, inputs, delta)
 
 
 def _checked(name: str, model: Layer, loss: Loss, steps: int, rate: float) -> tuple[Layer, Loss]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..layer import Layer
 from ..losses import Loss
 from ..sweep import value_and_backprop
-from .backpropagation import Rule
+from .backpropagation import Rule, rule_of
 from .feedback import carriers, drawn, matrices
 from .state import check_state, own_key
 
@@ -61,12 +61,14 @@ def sign_symmetry(
     def init(key, params):
         return drawn("sign_symmetry", model, magnitude, key, params)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         check_state("sign_symmetry", state, matrices(params))
         if redraw and key is not None:
             state = init(own_key(key), params)
         signed = jax.tree.map(lambda m, w: m * jnp.sign(w), state, matrices(params))
-        value, tree = sweep(params, x, y, weights=carriers(params, signed), key=key)
+        value, tree = sweep(
+            params, x, y, sample_weight=sample_weight, weights=carriers(params, signed), key=key
+        )
         return value, tree, state
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)

@@ -20,11 +20,14 @@ def own_key(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, OWN)
 
 
-def check_state(rule: str, state: Tree, due: Tree, what: str = "rule_state") -> None:
+def check_state(
+    rule: str, state: Tree, due: Tree, what: str = "rule_state", advice: str | None = None
+) -> None:
     """Raises unless ``state`` has the structure, the shapes and the dtypes of ``due``."""
-    advice = "take it from the rule's init; evaluate takes it as rule_state=state.rule_state"
-    if what != "rule_state":
-        advice = "give the part of the rule's state that stands in the place of the matrices"
+    if advice is None:
+        advice = "take it from the rule's init; evaluate takes it as rule_state=state.rule_state"
+        if what != "rule_state":
+            advice = "give the part of the rule's state that stands in the place of the matrices"
     structures: list[Any] = [jax.tree.structure(tree) for tree in (state, due)]
     if structures[0] != structures[1]:
         raise LayerError(rule, f"{what} is {_said(state)}, {_said(due)} is due; {advice}")

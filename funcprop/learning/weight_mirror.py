@@ -15,7 +15,7 @@ from ..losses import Loss
 from ..rows import matrix_of, of_matrix
 from ..statistics.statistic import AtSite, map_sites
 from ..sweep import value_and_backprop
-from .backpropagation import Rule
+from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_state, own_key
 
@@ -82,9 +82,11 @@ def weight_mirror(
     def init(key, params):
         return drawn("weight_mirror", model, feedback, key, params)
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         check_state("weight_mirror", state, matrices(params))
-        value, found = sweep(params, x, y, weights=carriers(params, state), key=key)
+        value, found = sweep(
+            params, x, y, sample_weight=sample_weight, weights=carriers(params, state), key=key
+        )
         tree = map_sites(lambda at: at.piece[1], found)
         if key is None:
             return value, tree, state
@@ -98,7 +100,7 @@ def weight_mirror(
         state = jax.tree.map(lambda b, m: (1 - decay) * b + rate * m, state, matrices(new))
         return value, tree, state
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)
 
 
 def _with_site(site: Site, inputs: Tree, delta: Tree) -> AtSite:

@@ -1,0 +1,131 @@
+"""What training and evaluation are given: a sentence for each thing that cannot be used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from .layer import LayerError, is_inexact
+from .sweep import check_integers
+
+Tree = Any
+
+
+def check_rule(name: str, rule: Any) -> None:
+    """Raises unless ``rule`` is a learning rule."""
+    if all(hasattr(rule, attribute) for attribute in ("init", "estimate", "predict")):
+        return
+    if hasattr(rule, "forward") and hasattr(rule, "backward"):
+        came = f"the layer {rule.name}"
+        raise LayerError(name, f"rule is {came}; make one of it: backpropagation(model, loss)")
+    raise LayerError(
+        name, f"rule is {_said(rule)}, it must be a Rule, say backpropagation(model, loss)"
+    )
+
+
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """Raises unless ``optimizer`` is an optax transformation."""
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return
+    called = getattr(optimizer, "__name__", None)
+    advice = f"call it: {called}(1e-3)" if called else "say optax.adam(1e-3)"
+    raise LayerError(
+        name, f"optimizer is {_said(optimizer)}, it must be an optax transformation; {advice}"
+    )
+
+
+def check_key(name: str, key: Any) -> None:
+    """Raises unless ``key`` is one key of ``jax.random``, of either kind."""
+    if isinstance(key, jax.Array):
+        typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.shape == () if typed else key.dtype == jnp.uint32 and key.ndim == 1:
+            return
+    seed = key if isinstance(key, int) else 0
+    raise LayerError(
+        name, f"key is {_said(key)}, it must be one key of jax.random, say jax.random.key({seed})"
+    )
+
+
+def check_params(name: str, params: Any) -> None:
+    """Raises unless ``params`` is a tree of arrays of floats."""
+    fields = getattr(params, "_fields", ())
+    if "params" in fields and "opt_state" in fields:
+        raise LayerError(name, "params is a TrainState; give its params, state.params")
+    for path, leaf in tree_leaves_with_path(params):
+        if not isinstance(leaf, (jax.Array, np.ndarray)) or not is_inexact(leaf):
+            raise LayerError(
+                name,
+                f"params{keystr(path)} is {_said(leaf)}, parameters are arrays of floats; give "
+                "those that init made: params, out_shape = model.init(key, shape)",
+            )
+
+
+def check_pair(name: str, argument: str, pair: Any) -> int:
+    """The number of examples in a pair (x, y) of trees of arrays; raises unless it is one."""
+    if not isinstance(pair, (tuple, list)):
+        raise LayerError(name, f"{argument} is {_said(pair)}, it must be the pair (x, y)")
+    if len(pair) != 2:
+        hint = "; weights are given as sample_weight" if len(pair) == 3 else ""
+        came = f"a {type(pair).__name__} of {len(pair)}"
+        raise LayerError(name, f"{argument} is {came}, it must be the pair (x, y){hint}")
+    for path, leaf in tree_leaves_with_path(tuple(pair)):
+        place = f"{'xy'[path[0].idx]}{keystr(path[1:])}"
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+            advice = "give arrays, say numpy.asarray of it"
+            raise LayerError(name, f"{argument}: {place} is {_said(leaf)}; {advice}")
+        if leaf.dtype.kind in "OSUMm":
+            raise LayerError(
+                name, f"{argument}: {place} holds {leaf.dtype}, it must hold numbers or booleans"
+            )
+        check_integers(f"{name}: {argument}", place, leaf)
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(pair)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(pair)]
+        raise LayerError(
+            name,
+            f"{argument}: x and y have shapes {shapes}; all must have one leading axis of "
+            "examples, 1 or more",
+        )
+    return sizes.pop()[0]
+
+
+def check_data(name: str, data: Any) -> None:
+    """Raises unless ``data`` is the pair (x, y), or an iterable of such pairs."""
+    if isinstance(data, tuple):
+        check_pair(name, "data", data)
+        return
+    listed = isinstance(data, list) and any(hasattr(entry, "dtype") for entry in data)
+    if listed or hasattr(data, "dtype") or isinstance(data, (dict, str)) or not _iterable(data):
+        more = "; a list is taken for an iterable of batches" if listed else ""
+        raise LayerError(
+            name,
+            f"data is {_said(data)}, it must be the pair (x, y), a tuple, or an iterable of such "
+            f"pairs{more}",
+        )
+
+
+def _iterable(value: Any) -> bool:
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _said(value: Any) -> str:
+    """A value in a few words: what it is, not all that it holds."""
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return repr(value)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        module = type(value).__module__.split(".")[0]
+        kind = "an" if module in ("jax", "jaxlib", "numpy") else f"a {module}"
+        return f"{kind} array of {value.dtype}{list(value.shape)}"
+    if isinstance(value, type) or not callable(value):
+        of = f" of {len(value)}" if isinstance(value, (list, tuple, dict)) else ""
+        kind = value.__name__ if isinstance(value, type) else type(value).__name__
+        return f"the class {kind}" if isinstance(value, type) else f"a {kind}{of}"
+    return f"the function {getattr(value, '__name__', type(value).__name__)}"
