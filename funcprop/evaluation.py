@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,8 @@ def _inputs_of(rule: Rule, inputs: Iterable[Tree] | None) -> Iterable[Tree]:
     return inputs
 
 
-class Slices(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Slices:
     """x in batches, one after the other; what fills none is left out, as in training."""
 
     x: Tree

@@ -451,6 +451,57 @@ def test_rules_optimizers_and_programs_are_let_go():
     assert [reference() for reference in references] == [None] * 6
 
 
+# ------------------------------------------------------------- layers that mix the examples
+
+NORMED = fp.serial(fp.dense(6), fp.batch_norm(), fp.tanh, fp.dense(3))
+NORMED_PARAMS = NORMED.init(KEY, (4,))[0]
+NORMED_RULE = fp.backpropagation(NORMED, LOSS)
+
+
+def test_evaluate_and_predict_refuse_layers_that_mix_examples():
+    message = r"layers\[1\] batch_norm: it mixes the examples.* result of {}.*calibrate\(model"
+    with pytest.raises(LayerError, match=message.format("evaluate")):
+        fp.evaluate(NORMED_RULE, NORMED_PARAMS, (X, Y))
+    with pytest.raises(LayerError, match=message.format("predict")):
+        NORMED_RULE.predict(NORMED_PARAMS, X)
+
+    def forward(params, x, key=None):
+        return x - x.mean(0), None
+
+    def backward(weights, residuals, delta, statistic=fp.gradient):
+        return delta - delta.mean(0), statistic(site, None, delta)
+
+    site = fp.Site("centred", lambda inputs, delta: (), mixes=True)
+    centred = fp.serial(fp.Layer(fp.stateless, forward, backward, "centred"), MODEL)
+    with pytest.raises(LayerError, match=r"layers\[0\] centred: it mixes"):
+        fp.evaluate(fp.backpropagation(centred, LOSS), ((), PARAMS), (X, Y))
+
+
+@pytest.mark.parametrize("kind", ["arrays", "iterable"])
+def test_validation_is_of_the_model_calibrated_at_that_moment(kind):
+    at = []
+    data, more = (X, Y), {"batch_size": 10}
+    if kind == "iterable":
+        data, more = [(X[:15], Y[:15])] * 4, {"calibrate": [X[:10], X[10:20], X[20:]]}
+    _, history = fp.fit(
+        NORMED_RULE, optax.adam(0.05), NORMED_PARAMS, data, key=KEY, steps=4, every=2,
+        validation=(X[:7], Y[:7]), scores={"accuracy": fp.accuracy},
+        callback=lambda state, history: at.append(state.params), **more,
+    )  # fmt: skip
+    for i, params in enumerate(at):
+        frozen, params = fp.calibrate(NORMED, params, [X[:10], X[10:20], X[20:]])
+        rule, test = fp.backpropagation(frozen, LOSS), (X[:7], Y[:7])
+        due = fp.evaluate(rule, params, test, scores={"accuracy": fp.accuracy}, batch_size=3)
+        assert history["validation_loss"][i] == pytest.approx(due["loss"], rel=1e-5)
+        assert history["validation_accuracy"][i] == pytest.approx(due["accuracy"])
+    assert len(at) == 2
+
+
+def test_validation_of_an_iterable_asks_for_batches_to_calibrate_on():
+    with pytest.raises(LayerError, match="give calibrate=, batches of x"):
+        fp.fit(NORMED_RULE, SGD, NORMED_PARAMS, [(X, Y)], key=KEY, validation=(X, Y))
+
+
 # ----------------------------------------------------------------------------- sample weights
 
 TOKENS = fp.serial(fp.embedding(7, 4), fp.dense(5, fp.tanh), fp.dense(7))
