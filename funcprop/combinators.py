@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .frozen import given, is_frozen, statistics_of
 from .layer import (
@@ -220,7 +221,7 @@ def on(i: int, layer: Layer) -> Layer:
         layer: the layer; params and tree are its own.
 
     Raises:
-        LayerError: when the input is not a tuple, or has no entry i.
+        LayerError: when i is no integer from 0 on, or the input is not a tuple, or has no entry i.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import dense, on
@@ -231,7 +232,7 @@ def on(i: int, layer: Layer) -> Layer:
     >>> y.shape, length.tolist()
     ((2, 3), [7, 9])
     """
-    layer = as_layer(layer, "on")
+    i, layer = _checked_entry("on", i), as_layer(layer, "on")
 
     def init(key, shape):
         _check_tuple("on", "shape", shape, None, i)
@@ -250,37 +251,55 @@ def on(i: int, layer: Layer) -> Layer:
     return Layer(init, forward, backward, "on", (layer,), lambda parts: on(i, *parts))
 
 
-def pick(i: int) -> Layer:
-    """Entry i of a tuple; the others get a delta of zeros.
+def pick(*entries: int) -> Layer:
+    """Entry i of a tuple, or of several numbers a tuple of those; the others get a delta of zeros.
 
         forward     y   = xᵢ
         transport   δxᵢ = δ      δxⱼ = 0
 
     Args:
-        i: which entry, counted from 0.
+        *entries: which entry, counted from 0, or which ones, each once.
 
     Raises:
-        LayerError: when the input is not a tuple, or has no entry i.
+        LayerError: when an entry is no integer from 0 on, or the input is not a tuple, or has no
+            such entry.
 
     >>> import jax.numpy as jnp
     >>> from funcprop import pick
-    >>> pick(0).apply((), (jnp.ones(2), jnp.array([7, 9]))).tolist()
+    >>> x = (jnp.ones(2), jnp.array([7, 9]), jnp.zeros(2))
+    >>> pick(0).apply((), x).tolist()
     [1.0, 1.0]
+    >>> [leaf.tolist() for leaf in pick(0, 2).apply((), x)]
+    [[1.0, 1.0], [0.0, 0.0]]
     """
+    if not entries:
+        raise LayerError("pick", "it was given no entry, at least one must be picked")
+    entries = tuple(_checked_entry("pick", i) for i in entries)
+    if len(set(entries)) < len(entries):
+        raise LayerError("pick", f"entries is {entries}, each entry must be picked once")
+    single = len(entries) == 1
+
+    def picked(x):
+        return x[entries[0]] if single else tuple(x[i] for i in entries)
 
     def init(key, shape):
-        _check_tuple("pick", "shape", shape, None, i)
-        single = isinstance(shape[i], jax.ShapeDtypeStruct)
-        return (), shape[i].shape if single else shape[i]
+        _check_tuple("pick", "shape", shape, None, max(entries))
+        out = picked(shape)
+        return (), out.shape if isinstance(out, jax.ShapeDtypeStruct) else out
 
     def forward(params, x, key=None):
-        _check_tuple("pick", "x", x, None, i)
+        _check_tuple("pick", "x", x, None, max(entries))
         floats = (leaf if is_inexact(leaf) else None for leaf in jax.tree.leaves(x))
-        zeros = jax.tree.unflatten(jax.tree.structure(x), floats)
-        return x[i], _with_entry(jax.tree.map(jnp.zeros_like, zeros), i, ())
+        zeros = jax.tree.map(jnp.zeros_like, jax.tree.unflatten(jax.tree.structure(x), floats))
+        for i in entries:
+            zeros = _with_entry(zeros, i, ())
+        return picked(x), zeros
 
     def backward(weights, residuals, delta, statistic=gradient):
-        return _with_entry(residuals, i, delta), ()
+        delta_x = residuals
+        for i, own in zip(entries, (delta,) if single else delta, strict=True):
+            delta_x = _with_entry(delta_x, i, own)
+        return delta_x, ()
 
     return Layer(init, forward, backward, "pick")
 
@@ -528,6 +547,13 @@ def _check_parts(name: str, params: Tree, layers: tuple[Layer, ...]) -> None:
             f"params has {came}, a tuple of {len(layers)} is due, one for each layer; "
             "use the params that init of this model made",
         )
+
+
+def _checked_entry(name: str, i: Any) -> int:
+    """The number of an entry as an int; a negative one would count from the end."""
+    if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or i < 0:
+        raise LayerError(name, f"its entry is {i!r}, it must be a nonnegative integer")
+    return int(i)
 
 
 def _check_tuple(name: str, argument: str, x: Any, n: int | None, i: int = 0) -> None:

@@ -203,6 +203,19 @@ def test_summary_counts_every_parameter():
     assert max(map(len, str(found).splitlines())) <= 100
 
 
+def test_pick_takes_several_entries_in_their_order():
+    x = (X, jnp.arange(4), (X[:, 0], jnp.arange(4)), 2 * X)
+    shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    layer = fp.pick(np.int64(3), 0)
+    assert [leaf.shape for leaf in layer.init(KEY, shape)[1]] == [(5,), (5,)]
+    y, residuals = layer.forward((), x)
+    np.testing.assert_array_equal(y, (2 * X, X))
+    delta_x, _ = layer.backward((), residuals, (X, 3 * X))
+    assert (delta_x[1], delta_x[2][1]) == (None, None)
+    np.testing.assert_array_equal(delta_x[2][0], jnp.zeros(4))
+    np.testing.assert_array_equal((delta_x[0], delta_x[3]), (3 * X, X))
+
+
 # --------------------------------------------------------------------------- refusals
 
 
@@ -233,6 +246,16 @@ def test_summary_counts_every_parameter():
         (
             lambda: fp.on(2, fp.relu).apply((), (X, X)),
             r"on: x is a tuple of 2, a tuple with an entry 2",
+        ),
+        (lambda: fp.on(-1, fp.relu), r"on: its entry is -1, it must be a nonnegative integer"),
+        (lambda: fp.on(1.0, fp.relu), r"on: its entry is 1.0, it must be a nonnegative integer"),
+        (lambda: fp.pick(-1), r"pick: its entry is -1, it must be a nonnegative integer"),
+        (lambda: fp.pick(True), r"pick: its entry is True, it must be a nonnegative integer"),
+        (lambda: fp.pick(), r"pick: it was given no entry"),
+        (lambda: fp.pick(0, 0), r"pick: entries is \(0, 0\), each entry must be picked once"),
+        (
+            lambda: fp.pick(0, 2).apply((), (X, X)),
+            r"pick: x is a tuple of 2, a tuple with an entry 2",
         ),
         (
             lambda: fp.serial(fp.relu).apply((), X),

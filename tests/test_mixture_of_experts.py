@@ -147,6 +147,69 @@ def test_of_one_gated_expert_it_is_swiglu():
     assert balance.tolist() == [1, 1]
 
 
+# ------------------------------------------------------------- what counts in the balance
+
+COUNTED = fp.mixture_of_experts(3, 4, activation=fp.tanh)
+EPS = jnp.finfo(jnp.float32).eps
+
+
+@jax.jit
+def counted(params, x, delta):
+    """y and its companions, and what a delta of the balance alone gives for x and the router."""
+    y, residuals = COUNTED.forward(params, x)
+    nothing, between = jnp.zeros_like(y[0]), (None,) * (len(y) - 2)
+    delta_x, grads = COUNTED.backward(params, residuals, (nothing, *between, delta))
+    return y, delta_x, grads["router"]["w"]
+
+
+def spread(router, x):
+    """The balance of the tokens x (T, n), from the equations."""
+    s = x @ router.T
+    _, ids = jax.lax.top_k(s, 2)
+    return 3 * jnp.sum(jax.nn.one_hot(ids, 3).mean((0, 1)) * jax.nn.softmax(s).mean(0))
+
+
+def test_the_balance_of_a_masked_input_is_that_of_its_real_tokens():
+    params, x = made(COUNTED, (6, 2)), jax.random.normal(KEY, (3, 6, 2))
+    mask = jnp.array([[True, False, True, True, False, True], [False] * 6, [True] * 6])
+    # Padding may be far out: all of it goes to the same experts.
+    x = jnp.where(mask[..., None], x, 30.0)
+    delta = jnp.array([2.0, 3.0, -1.0])
+    (_, beside, balance), (delta_x, none), grads = counted(params, (x, mask), delta)
+    assert none is None
+    np.testing.assert_array_equal(beside, mask)
+    assert balance[1] == 0
+    assert not delta_x[~mask].any()
+    total = 0
+    for i in (0, 2):
+        due, pullback = jax.vjp(spread, params["router"]["w"], x[i, mask[i]])
+        by_router, by_x = pullback(delta[i])
+        np.testing.assert_allclose(balance[i], due, rtol=8 * EPS)
+        np.testing.assert_allclose(delta_x[i, mask[i]], by_x, atol=16 * EPS)
+        total = total + by_router
+    np.testing.assert_allclose(grads, total, atol=64 * EPS)
+
+
+def test_of_examples_of_one_token_the_balance_is_that_of_all_of_them():
+    params, x, before = made(COUNTED, (2,)), jax.random.normal(KEY, (5, 2)), jnp.arange(5.0)
+    mask, delta = jnp.array([True, True, False, True, True]), jnp.array([1.0, -3.0, 2.0, 0.5, 4.0])
+    (_, _, balance), (delta_x, _, again), grads = counted(params, (x, mask, before), delta)
+    due, pullback = jax.vjp(spread, params["router"]["w"], x[mask])
+    by_router, by_x = pullback(jnp.sum(delta))
+    np.testing.assert_allclose(balance, due + before, rtol=8 * EPS)
+    np.testing.assert_allclose(delta_x[mask], by_x, atol=16 * EPS)
+    assert not delta_x[2].any()
+    np.testing.assert_array_equal(again, delta)
+    np.testing.assert_allclose(grads, by_router, atol=64 * EPS)
+
+
+def test_of_examples_of_one_token_per_example_statistics_refuse():
+    loss = fp.auxiliary(fp.mean_squared_error, 0.1)
+    norms = fp.statistics.squared_norms(COUNTED, loss)
+    with pytest.raises(LayerError, match="it mixes the examples of a batch"):
+        norms(made(COUNTED, (2,)), jnp.ones((4, 2)), jnp.ones((4, 2)))
+
+
 # ------------------------------------------------------------------------- whole models
 
 TOKENS = (5, 4)
@@ -191,6 +254,23 @@ def test_a_model_with_its_balances_trains_as_with_jax_grad():
     assert ours["loss"][0] == pytest.approx(float(jnp.mean(plain + 0.1 * balance)), rel=1e-5)
     right = jnp.argmax(prediction, -1) == y
     np.testing.assert_array_equal(fp.accuracy((prediction, balance), y), right)
+
+
+def test_transformer_blocks_of_experts_pass_mask_and_balance_on():
+    def block():
+        return fp.transformer_block(2, experts=fp.mixture_of_experts(3, 6, activation=fp.tanh))
+
+    model = fp.serial(block(), fp.repeat(block(), 2), fp.on(0, fp.dense(3)), fp.pick(0, 2))
+    mask = jnp.arange(5) < jnp.array([[5], [3]])
+    shape = (jax.ShapeDtypeStruct((5, 4), "float32"), jax.ShapeDtypeStruct((5,), bool))
+    params, out = model.init(KEY, shape)
+    assert [leaf.shape for leaf in out] == [(5, 3), ()]
+    x, y = jax.random.normal(KEY, (2, 5, 4)), jnp.array([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    fp.check_model(model, params, (x, mask), (y, mask), LOSS).assert_ok()
+    prediction, balance = jax.jit(model.apply)(params, (x, mask))
+    short, own = jax.jit(model.apply)(params, (x[1:, :3], mask[1:, :3]))
+    np.testing.assert_allclose(balance[1:], own, rtol=64 * EPS)
+    np.testing.assert_allclose(prediction[1:, :3], short, atol=256 * EPS)
 
 
 def test_examples_do_not_mix():
@@ -279,8 +359,24 @@ PAIR = (jnp.ones((2, 3)), jnp.ones(2))
         (lambda: MOE.apply(P, X[0, 0]), r"x is \(4,\), a batch \(B, ..., n\)"),
         (lambda: MOE.apply(P, X[..., :3]), r"up holds float32\[3, 5, 4\], float32\[3, 5, 3\] is"),
         (lambda: MOE.apply(P, X.astype("bfloat16")), r"bfloat16\[3, 5, 4\] is due"),
-        (lambda: MOE.apply(P, (X, Y, Y)), r"x is a tuple of 3, \(x, balance\) is due"),
+        (lambda: MOE.apply(P, (X, Y, Y, Y)), r"x is a tuple of 4, \(x, mask\), \(x, balance\) or"),
         (lambda: MOE.apply(P, (X, Y)), r"balance is int32\[2\], float32\[2\] is due"),
+        (lambda: MOE.apply(P, (X, X[..., 0])), r"balance is float32\[2, 3\], .* a mask is of bool"),
+        (
+            lambda: MOE.apply(P, (X, X[..., 0], X[:, 0, 0])),
+            r"mask is float32\[2, 3\], bool\[2, 3\]",
+        ),
+        (lambda: MOE.apply(P, (X, Y > 0)), r"mask is bool\[2\], bool\[2, 3\] is due"),
+        (lambda: MOE.apply(P, (X, [[True] * 3] * 2)), "balance is a list, float32"),
+        (
+            lambda: MOE.init(KEY, jax.eval_shape(lambda: (X[0], Y[0] > 0))),
+            r"shape is .*, \(..., n > 0\) is due, or that with a mask \(...\), with a balance",
+        ),
+        (
+            lambda: fp.transformer_block(2, 8, experts=MOE),
+            "transformer_block: hidden and experts are given, one of them is due",
+        ),
+        (lambda: fp.transformer_block(2, 0), "transformer_block: hidden is 0"),
         (lambda: fp.auxiliary(fp.softmax_cross_entropy, 1.0), "constructor, call it"),
         (lambda: fp.auxiliary(LOSS, "1"), "coefficient is '1', a number is due"),
         (lambda: fp.auxiliary(LOSS, float("inf")), "coefficient is inf, a finite number"),

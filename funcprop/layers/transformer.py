@@ -75,7 +75,11 @@ def multi_head_attention(
     """
     name = "multi_head_attention"
     groups = heads if kv_heads is None else kv_heads
-    named = (("heads", heads), ("kv_heads", groups), ("head_size", head_size or 1))
+    named = (
+        ("heads", heads),
+        ("kv_heads", groups),
+        ("head_size", 1 if head_size is None else head_size),
+    )
     for label, value in named:
         check_count(name, label, value)
     if heads % groups:
@@ -196,6 +200,7 @@ def transformer_block(
     rotary_base: float | None = None,
     activation: Layer = gelu,
     feed_forward: Layer | None = None,
+    experts: Layer | None = None,
     norm: Layer | None = None,
     dropout_rate: float = 0.0,
     recompute: bool = True,
@@ -205,7 +210,10 @@ def transformer_block(
         forward     h = x + attention(norm x)      y = h + feed_forward(norm h)
 
     x, y (B, T, n), or (x, mask) and (y, mask) with the mask (B, T) of the real tokens.  Params and
-    tree are ((norm, attention), (norm, feed forward)).
+    tree are ((norm, attention), (norm, feed forward)).  With ``experts`` the input is as of
+    :func:`mixture_of_experts`, x or (x, mask), or either with the balance (B,) of blocks before at
+    the end, and so is the output, (y, balance) or (y, mask, balance).  :func:`repeat`, which keeps
+    the structure, takes such a block with the balance in its input: that of a block in front.
 
     Args:
         heads: how many heads.
@@ -213,6 +221,7 @@ def transformer_block(
         causal, window, kv_heads, rotary_base: as of :func:`multi_head_attention`.
         activation: of the feed-forward layer.
         feed_forward: a layer in its place, say ``swiglu(...)``.
+        experts: or a :func:`mixture_of_experts`, which is given the mask too.
         norm: ``layer_norm()`` by default, or say ``rms_norm()``.
         dropout_rate: of what is added to x and to h, when there is a key.
         recompute: whether x and h alone are kept and the rest computed again on the way back, which
@@ -239,6 +248,7 @@ def transformer_block(
         norm,
         dropout_rate,
         recompute,
+        experts,
     )
 
 
@@ -295,17 +305,61 @@ def decoder_block(
     )
 
 
-def _block(name, attends, hidden, activation, feed_forward, norm, rate, recompute) -> Layer:
+def _block(
+    name, attends, hidden, activation, feed_forward, norm, rate, recompute, experts=None
+) -> Layer:
     norm = layer_norm() if norm is None else as_layer(norm, name)
-    if feed_forward is None:
-        feed_forward = _feed_forward(hidden, as_layer(activation, name))
-    elif hidden is not None:
-        raise LayerError(name, "both hidden and feed_forward are given, one of them is due")
+    widths = {"hidden": hidden, "feed_forward": feed_forward, "experts": experts}
+    given = [label for label, value in widths.items() if value is not None]
+    if len(given) > 1:
+        raise LayerError(name, f"{' and '.join(given)} are given, one of them is due")
+    if hidden is not None:
+        check_count(name, "hidden", hidden)
     rate = check_number(name, "dropout_rate", rate, at_least=0, below=1)
     dropped = [tokens(dropout(rate))] if rate else []
-    parts = [*attends, tokens(as_layer(feed_forward, name))]
+    if experts is not None:
+        parts = [*map(_before_balance, attends), as_layer(experts, name)]
+    else:
+        if feed_forward is None:
+            feed_forward = _feed_forward(hidden, as_layer(activation, name))
+        parts = [*attends, tokens(as_layer(feed_forward, name))]
     branches = [residual(serial(tokens(norm), part, *dropped)) for part in parts]
     return serial(*map(remat, branches) if recompute else branches)._replace(name=name)
+
+
+def _before_balance(layer: Layer) -> Layer:
+    """The layer on x, or on (x, mask); a balance of floats behind them passes unchanged."""
+
+    def split(x, is_balance):
+        """What the layer is given, and the balance as a tuple of one, or of none."""
+        if is_shape(x) or not isinstance(x, tuple) or not is_balance(x[-1]):
+            return x, ()
+        return x[0] if len(x) == 2 else x[:-1], x[-1:]
+
+    def joined(y, balance):
+        return (*(y if isinstance(y, tuple) else (y,)), *balance) if balance else y
+
+    def floats(leaf):
+        return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+    def init(key, shape):
+        own, balance = split(shape, floats)
+        params, out = layer.init(key, own)
+        return params, joined(out, balance)
+
+    def forward(params, x, key=None):
+        own, balance = split(x, floats)
+        y, residuals = layer.forward(params, own, key)
+        return joined(y, balance), residuals
+
+    def backward(weights, residuals, delta, statistic=gradient):
+        own, balance = split(delta, lambda leaf: leaf is not None)
+        delta_x, tree = layer.backward(weights, residuals, own, statistic)
+        return joined(delta_x, balance), tree
+
+    return Layer(
+        init, forward, backward, layer.name, (layer,), lambda parts: _before_balance(*parts)
+    )
 
 
 def _feed_forward(hidden: int | None, activation: Layer) -> Layer:
