@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from .combinators import serial
 from .layer import Layer, LayerError
@@ -152,9 +153,10 @@ def _sizes(params: Params) -> tuple[int, ...]:
 
 def _checked(sizes: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(sizes)
-    if len(sizes) < 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
+    integers = all(isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in sizes)
+    if len(sizes) < 2 or not integers or min(sizes) < 1:
         raise LayerError(
             "mlp",
             f"sizes is {sizes}, two or more whole numbers above 0 are due: (inputs, ..., outputs)",
         )
-    return sizes
+    return tuple(map(int, sizes))

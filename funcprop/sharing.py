@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .contraction import accumulated
 from .layer import Layer, LayerError, Site, as_layer, gradient
@@ -182,7 +183,7 @@ def _plain(path: Any) -> Path:
         raise LayerError("share", f"a path is {path!r}, a tuple is due, as (0,) or (2, 'w')")
     names = ("idx", "key", "name")
     keys = tuple(next((getattr(k, n) for n in names if hasattr(k, n)), k) for k in path)
-    if any(isinstance(key, int) and key < 0 for key in keys):
+    if any(isinstance(key, (int, np.integer)) and key < 0 for key in keys):
         raise LayerError("share", f"{keys} counts from the end, count from 0")
     return keys
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from . import contraction
-from .layer import LayerError
+from .layer import LayerError, check_count
 
 Pairs = tuple[tuple[int, int], ...]
 Padding = str | Sequence[tuple[int, int]]
@@ -103,18 +104,23 @@ class Windows(NamedTuple):
 # ------------------------------------------------------------------- options of the layers
 
 
+def check_counts(name: str, **options: Any) -> None:
+    """Raises unless each option is a positive integer, or a tuple of them, one for each axis."""
+    for argument, value in options.items():
+        for count in value if isinstance(value, (tuple, list)) else (value,):
+            check_count(name, argument, count)
+
+
 def per_axis(name: str, argument: str, value: Any, axes: int) -> tuple[int, ...]:
     """``value`` for each of the axes; one number stands for all of them."""
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(values) != axes or any(
-        isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values
-    ):
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+    if len(values) != axes:
         raise LayerError(
             name,
-            f"{argument} is {value}, a whole number above 0, or {axes} of them, is due; the input "
+            f"{argument} is {value}, it must be a positive integer or {axes} of them; the input "
             f"has {axes} axes between batch and channels",
         )
-    return values
+    return tuple(map(int, values))
 
 
 def pads_of(name: str, padding: Padding, sizes: Sequence[int], reach: Any, stride: Any) -> Pairs:
@@ -130,22 +136,29 @@ def pads_of(name: str, padding: Padding, sizes: Sequence[int], reach: Any, strid
 
 def pairs(name: str, padding: Any, axes: int) -> Pairs:
     """``padding`` as (in front, behind) for each of the axes."""
-    try:
-        found = tuple((int(lo), int(hi)) for lo, hi in padding)
-    except (TypeError, ValueError):
-        found = ()
-    if len(found) != axes or any(min(pair) < 0 for pair in found):
+    if len(padding) != axes:
         raise LayerError(
             name,
-            f"padding is {padding}, a pair (in front, behind) for each of {axes} axes is due, "
-            "neither below 0",
+            f"padding is {padding}, a pair (in front, behind) for each of {axes} axes is due",
         )
-    return found
+    return tuple((int(lo), int(hi)) for lo, hi in padding)
 
 
 def check_padding(name: str, padding: Any, named: Sequence[str]) -> None:
-    if isinstance(padding, str) and padding not in named:
-        raise LayerError(name, f"padding is {padding!r}, one of {', '.join(named)} is due")
+    if isinstance(padding, str):
+        if padding not in named:
+            raise LayerError(name, f"padding is {padding!r}, one of {', '.join(named)} is due")
+        return
+    try:
+        ends = [end for lo, hi in padding for end in (lo, hi)]
+    except (TypeError, ValueError):
+        ends = [None]
+    if any(isinstance(e, bool) or not isinstance(e, (int, np.integer)) or e < 0 for e in ends):
+        raise LayerError(
+            name,
+            f"padding is {padding!r}, it must be one of {', '.join(named)}, or for each axis a "
+            "pair (in front, behind) of nonnegative integers",
+        )
 
 
 # ------------------------------------------------------- sums of products, XLA's or faster ones

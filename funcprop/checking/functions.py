@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,8 @@ def check_gradient(
     >>> check_gradient(lambda x: jnp.sum(x**2), lambda x: x, x).ok
     False
     """
+    several = isinstance(argnums, (tuple, list))
+    argnums = tuple(map(operator.index, argnums)) if several else operator.index(argnums)
     args = jax.tree.map(jnp.asarray, args)
     title = title or str(getattr(f, "__name__", "f"))
     report = compare(

@@ -54,6 +54,7 @@ def attention(
     for label, value in (("window", window), ("block", block)):
         if value is not None:
             check_count("attention", label, value)
+    window, block = (value if value is None else int(value) for value in (window, block))
 
     def allowed(t, s):
         """Whether query t sees key s, for numbers or arrays of them."""

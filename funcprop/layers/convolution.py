@@ -13,6 +13,7 @@ from ..layer import Layer, LayerError, Site, check_count, check_float, gradient
 from ..windows import (
     Padding,
     Windows,
+    check_counts,
     check_padding,
     correlate,
     kernel_gradient,
@@ -78,6 +79,7 @@ def conv(
     >>> difference.apply({"w": jnp.array([-1.0, 1.0]).reshape(2, 1, 1)}, x).ravel().tolist()
     [3.0, 5.0]
     """
+    check_counts("conv", kernel=kernel, stride=stride, dilation=dilation)
     _check_options("conv", features, groups, padding, ("SAME", "VALID", "CAUSAL"))
 
     def windows(sizes):
@@ -127,6 +129,7 @@ def conv_transpose(
     >>> params["w"].shape, out_shape
     ((3, 3, 16, 8), (14, 14, 8))
     """
+    check_counts("conv_transpose", kernel=kernel, stride=stride, dilation=dilation)
     _check_options("conv_transpose", features, groups, padding, ("SAME", "VALID"))
 
     def windows(sizes):

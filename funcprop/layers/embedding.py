@@ -60,6 +60,7 @@ def embedding(vocab: int, features: int, *, w_init: Any = lecun_normal) -> Layer
     """
     check_count("embedding", "vocab", vocab)
     check_features("embedding", features)
+    vocab, features = int(vocab), int(features)
 
     def gradients(ids, delta):
         def scattered(ids, delta):

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from ..layer import Layer, LayerError, gradient, is_shape, position
+from ..layer import Layer, LayerError, check_count, gradient, is_shape, position
 from .activations import gelu, sigmoid, silu
-from .dense import affine, check_features, he_normal
+from .dense import affine, he_normal
 
 
 def glu(hidden: int, *, bias: bool = True, w_init: Any = he_normal) -> Layer:
@@ -62,7 +62,7 @@ def geglu(hidden: int, *, bias: bool = True, w_init: Any = he_normal) -> Layer:
 
 
 def _gated(name: str, activation: Layer, hidden: int, bias: bool, w_init: Any) -> Layer:
-    check_features(name, hidden)
+    check_count(name, "hidden", hidden)
     widen = affine(2 * hidden, bias=bias, w_init=w_init)
 
     @functools.cache

@@ -100,6 +100,7 @@ def mixture_of_experts(
         check_count(name, label, value)
     if chosen > experts:
         raise LayerError(name, f"chosen is {chosen}, at most the {experts} experts are due")
+    experts, hidden, chosen = int(experts), int(hidden), int(chosen)
     activation = as_layer(activation, name)
     router = affine(experts, bias=False, w_init=w_init)
     by_expert = functools.partial(gradients, experts)

@@ -14,7 +14,7 @@ from jax import lax
 
 from ..contraction import accumulated, by_example
 from ..layer import Layer, LayerError, check_float, gradient
-from ..windows import Padding, Windows, check_padding, pads_of, per_axis
+from ..windows import Padding, Windows, check_counts, check_padding, pads_of, per_axis
 from .shape import Example
 
 
@@ -198,6 +198,7 @@ global_avg_pool = _global_avg_pool()
 
 def _windows(name: str, window: Any, stride: Any, padding: Any) -> Callable[..., Windows]:
     """``windows(sizes)`` for a layer's options."""
+    check_counts(name, window=window, stride=window if stride is None else stride)
     check_padding(name, padding, ("SAME", "VALID"))
 
     def windows(sizes):

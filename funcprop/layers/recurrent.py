@@ -19,6 +19,7 @@ def recurrent(cell: Cell, state: bool, truncate: int | None, chunk: int | None) 
     for label, value in (("truncate", truncate), ("chunk", chunk)):
         if value is not None:
             check_count(cell.name, label, value)
+    truncate, chunk = (value if value is None else int(value) for value in (truncate, chunk))
 
     def entries(x):
         """The sequences, their lengths and the first state; None for what is not there."""

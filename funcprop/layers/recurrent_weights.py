@@ -38,7 +38,7 @@ def by_chunks(gradients: Any, chunk: int | None) -> Any:
             )
             return contraction.accumulated(gradients(*given))
 
-        starts = jnp.arange(time // chunk, dtype=jnp.int32) * chunk
+        starts = jnp.arange(0, time - time % chunk, chunk, dtype=jnp.int32)
         total = contraction.one_by_one(lambda start: part(start, chunk), starts)
         if time % chunk:
             total = jax.tree.map(jnp.add, total, part(time - time % chunk, time % chunk))

@@ -41,10 +41,11 @@ def reshape(*shape: int) -> Layer:
     >>> reshape(3, -1).apply((), jnp.zeros((5, 12))).shape
     (5, 3, 4)
     """
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < -1 for n in shape):
+    if not all(_is_integer(n) and n >= -1 for n in shape):
         raise LayerError("reshape", f"shape is {shape}, whole numbers are due, or one -1")
     if shape.count(-1) > 1:
         raise LayerError("reshape", f"shape is {shape}, only one entry may be -1")
+    shape = tuple(map(int, shape))
 
     def arranged(old):
         known = math.prod(n for n in shape if n != -1)
@@ -102,6 +103,10 @@ def transpose(*axes: int) -> Layer:
     (5, 3, 28, 28)
     """
 
+    if not all(_is_integer(axis) and axis >= 0 for axis in axes):
+        raise LayerError("transpose", f"axes is {axes}, they must be nonnegative integers")
+    axes = tuple(map(int, axes))
+
     def order(count):
         new = axes or tuple(reversed(range(count)))
         if sorted(new) != list(range(count)):
@@ -158,6 +163,10 @@ def _concatenate() -> Layer:
 
 concatenate: Layer = _concatenate()
 """The arrays of a tuple side by side along their last axis."""
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _single(name: str, shape: Any) -> tuple[int, ...]:

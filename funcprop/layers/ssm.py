@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ..contraction import Varying, accumulated, matched, total
-from ..layer import Layer, LayerError, Site, gradient, position
-from .dense import affine, check_features
+from ..layer import Layer, LayerError, Site, check_count, gradient, position
+from .dense import affine
 from .diagonal import diagonal_recurrence, entries_with_state, shape_with_state
 
 lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -49,7 +49,7 @@ def ssm(
     ((16, 3), (8,), (3, 16))
     """
     name = "ssm"
-    check_features(name, states)
+    check_count(name, "states", states)
     widen = affine(2 * states, bias=False, w_init=lecun_normal)
     recurrence = diagonal_recurrence(radius=radius, phase=phase, state=state, parallel=parallel)
     skip = Site(name, lambda x, delta: {"d": _product(x, delta)})
