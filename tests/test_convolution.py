@@ -267,8 +267,16 @@ PARAMS = {"w": jnp.ones((3, 3, 4, 6)), "b": jnp.ones(6)}
         (lambda: fp.conv(6, 3, groups=3).init(KEY, (5, 4)), "groups is 3, a divisor of the 4 chan"),
         (lambda: fp.conv(6, 3, padding="FULL"), "padding is 'FULL', one of SAME, VALID, CAUSAL"),
         (lambda: fp.conv_transpose(6, 3, padding="CAUSAL"), "one of SAME, VALID is due"),
-        (lambda: fp.conv(6, 3, padding=1).init(KEY, (5, 4)), "a pair .* for each of 1 axes"),
-        (lambda: fp.conv(6, 3, padding=[(0, -1)]).init(KEY, (5, 4)), "neither below 0"),
+        (
+            lambda: fp.conv(6, 3, padding=1),
+            r"padding is 1, .* for each axis a pair \(in front, behind\)",
+        ),
+        (
+            lambda: fp.conv(6, 3, padding=[(0, 0)] * 2).init(KEY, (5, 4)),
+            "a pair .* for each of 1 axes",
+        ),
+        (lambda: fp.conv(6, 3, padding=[(1.5, 2)]), "pair .* of nonnegative integers"),
+        (lambda: fp.conv(6, 3, padding=[(0, -1)]), "pair .* of nonnegative integers"),
         (lambda: fp.conv(6, 3, stride=0).init(KEY, (5, 4)), "stride is 0, a whole number above 0"),
         (lambda: fp.conv(6, (3, 3)).init(KEY, (5, 4)), r"kernel is \(3, 3\), .* 1 of them"),
         (lambda: fp.conv(6, 3, dilation=True).init(KEY, (5, 4)), "dilation is True"),

@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import funcprop as fp
@@ -188,3 +189,62 @@ def test_what_is_no_positive_integer_is_refused(name, bad):
             # One sentence that names the option.
             assert option in str(raised.value) or name == "pick"
             assert len(str(raised.value)) < 250
+
+
+# ------------------------------------------------------------------------ rates and flags
+
+RULES = {
+    "dp_sgd": {"max_norm": 1.0, "noise_multiplier": 1.0, "sampling_rate": 0.5},
+    "difference_target_propagation": {"shape": VECTOR, "optimizer": optax.sgd(0.1)},
+    "equilibrium_propagation": {},
+    "evolution": {},
+    "evolution_strategies": {},
+    "fixed_prediction": {},
+    "forward_forward": {"classes": 3},
+    "forward_gradient": {},
+    "hebbian": {},
+    "kfac": {"shape": VECTOR},
+    "predictive_coding": {},
+    "sign_symmetry": {},
+    "weight_mirror": {"rate": 0.1},
+}
+
+
+def options_of(name, kind):
+    parameters = inspect.signature(getattr(fp, name)).parameters.values()
+    return [p.name for p in parameters if kind in str(p.annotation).split(" | ")]
+
+
+def rule(name, **options):
+    given = (len,) if name == "evolution" else (MODEL,)
+    given += (LOSS,) * (name not in ("evolution", "forward_forward"))
+    return getattr(fp, name)(*given, **(RULES[name] | options))
+
+
+def test_every_rule_with_rates_or_flags_is_here():
+    def takes(name):
+        value = getattr(fp, name)
+        rules = inspect.isfunction(value) and value.__module__.startswith("funcprop.learning")
+        return rules and (options_of(name, "float") or options_of(name, "bool"))
+
+    assert {name for name in vars(fp) if not name.startswith("_") and takes(name)} == set(RULES)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rates_and_flags_that_make_no_sense_are_refused(name):
+    bad = ("0.1", True, float("nan"), float("inf"), -float("inf"), -0.5, np.float32("nan"), 1j)
+    bad += (jnp.array([0.1]), np.True_, [0.1], object())
+    for option in options_of(name, "float"):
+        for value in (np.float32(0.5), jnp.array(0.5)):
+            rule(name, **{option: value})
+        for value in bad:
+            if option == "threshold" and isinstance(value, float) and value == -0.5:
+                continue
+            with pytest.raises(LayerError, match=f"{name.replace('_strategies', '')}: {option} is"):
+                rule(name, **{option: value})
+        with pytest.raises(LayerError, match=f"{option} is .*Tracer"):
+            jax.eval_shape(lambda v, option=option: rule(name, **{option: v}) and v, 0.5)
+    for option in options_of(name, "bool"):
+        for value in ("no", 0, 1.0, None):
+            with pytest.raises(LayerError, match=f"{option} is .*, it must be True or False"):
+                rule(name, **{option: value})

@@ -13,6 +13,7 @@ from ..layer import Layer, LayerError, as_layer
 from ..losses import Loss, as_loss
 from ..statistics.clipping import clipped_gradient
 from .backpropagation import Rule, no_state, no_weights, rule_of
+from .state import check_number
 
 Tree = Any
 
@@ -62,12 +63,13 @@ def dp_sgd(
     ((), (1, 2))
     """
     model, loss = as_layer(model, "model"), as_loss(loss)
-    if not noise_multiplier >= 0:
-        raise LayerError(
-            "dp_sgd", f"noise_multiplier is {noise_multiplier}, a number not below 0 is due"
-        )
-    if not 0 < sampling_rate <= 1:
-        raise LayerError("dp_sgd", f"sampling_rate is {sampling_rate}, a number in (0, 1] is due")
+    check_number("dp_sgd", "max_norm", max_norm, "a number above 0", lambda v: v > 0)
+    check_number(
+        "dp_sgd", "noise_multiplier", noise_multiplier, "a number not below 0", lambda v: v >= 0
+    )
+    check_number(
+        "dp_sgd", "sampling_rate", sampling_rate, "a number in (0, 1]", lambda v: 0 < v <= 1
+    )
     clipped = clipped_gradient(max_norm)(model, loss)
 
     def estimate(params, state, x, y, key, sample_weight=None):

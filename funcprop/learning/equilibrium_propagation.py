@@ -16,6 +16,7 @@ from ..sweep import checked_batch, shares, weighted_mean
 from ..targets import one_hot
 from .backpropagation import Rule, no_state
 from .chain import model_and_loss, weighted
+from .state import check_flag, check_number
 
 Tree = Any
 NAME = "equilibrium_propagation"
@@ -103,10 +104,9 @@ def equilibrium_propagation(
                 "leave this one out, and give the activation as an argument of the rule",
                 f"layers[{i}]" if stacked else "",
             )
-    if not beta > 0:
-        raise LayerError(NAME, f"beta is {beta}, a number above 0 is due")
-    if not 0 < rate <= 1:
-        raise LayerError(NAME, f"rate is {rate}, a number in (0, 1] is due")
+    check_number(NAME, "beta", beta, "a number above 0", lambda v: v > 0)
+    check_number(NAME, "rate", rate, "a number in (0, 1]", lambda v: 0 < v <= 1)
+    check_flag(NAME, "symmetric", symmetric)
     check_count(NAME, "steps", steps)
     check_count(NAME, "nudged_steps", nudged_steps)
 

@@ -15,7 +15,7 @@ from ..layer import Layer, LayerError, as_layer, check_count, is_inexact
 from ..losses import Loss
 from ..sweep import mean_loss
 from .backpropagation import Rule, no_state, no_weights, rule_of
-from .state import own_key
+from .state import check_flag, check_number, own_key
 
 Tree = Any
 
@@ -109,6 +109,8 @@ def evolution(
     >>> float(value), tree.shape
     (0.0, (3,))
     """
+    if not callable(objective):
+        raise LayerError("evolution", f"objective is {objective!r}, it must be a function")
 
     def weightless(params, x, y, key, sample_weight):
         no_weights("evolution", sample_weight, "its objective has none; weigh in the objective")
@@ -125,8 +127,8 @@ def evolution(
 def _evolution(objective, *, pairs, sigma, ranks, chunk, axis) -> Rule:
     """:func:`evolution` of ``objective(params, x, y, key, sample_weight)``."""
     check_count("evolution", "pairs", pairs)
-    if not sigma > 0:
-        raise LayerError("evolution", f"sigma is {sigma}, a number above 0 is due")
+    check_number("evolution", "sigma", sigma, "a number above 0", lambda v: v > 0)
+    check_flag("evolution", "ranks", ranks)
     if chunk is not None:
         check_count("evolution", "chunk", chunk)
 

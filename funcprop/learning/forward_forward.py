@@ -15,7 +15,7 @@ from ..sweep import checked_batch, shares
 from ..targets import one_hot
 from .backpropagation import Rule, no_state
 from .chain import check_array, functions
-from .state import own_key
+from .state import check_number, own_key
 
 Tree = Any
 NAME = "forward_forward"
@@ -69,8 +69,8 @@ def forward_forward(
     check_count(NAME, "classes", classes)
     if classes < 2:
         raise LayerError(NAME, "classes is 1, at least 2 are due; a wrong label must exist")
-    if not slope > 0:
-        raise LayerError(NAME, f"slope is {slope}, a number above 0 is due")
+    check_number(NAME, "threshold", threshold, "a finite number")
+    check_number(NAME, "slope", slope, "a number above 0", lambda v: v > 0)
 
     def estimate(params, state, x, y, key, sample_weight=None):
         x, size = checked_batch(x, y)

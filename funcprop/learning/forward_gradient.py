@@ -23,7 +23,7 @@ from ..losses import Loss, as_loss, no_parameters
 from ..sweep import checked_batch, mean_loss, shares, weighted_mean
 from .backpropagation import Rule, no_state, rule_of
 from .chain import functions, weighted
-from .state import own_key
+from .state import check_flag, own_key
 
 Tree = Any
 NAME = "forward_gradient"
@@ -77,6 +77,7 @@ def forward_gradient(
     """
     model, loss = as_layer(model, "model"), as_loss(loss)
     check_count(NAME, "directions", directions)
+    check_flag(NAME, "activities", activities)
     if activities and loss.init is not no_parameters:
         raise LayerError(
             NAME,

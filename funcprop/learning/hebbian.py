@@ -16,6 +16,7 @@ from ..statistics.statistic import AtSite, map_sites
 from ..sweep import checked_batch, shares, weighted_mean
 from .backpropagation import Rule, no_state, rule_of
 from .chain import check_array, functions, model_and_loss, weighted
+from .state import check_flag
 
 Tree = Any
 NAME = "hebbian"
@@ -63,6 +64,7 @@ def hebbian(model: Layer, loss: Loss | None = None, *, oja: bool = False) -> Rul
         model = as_layer(model, "model")
     else:
         model, loss = model_and_loss(NAME, model, loss)
+    check_flag(NAME, "oja", oja)
 
     def estimate(params, state, x, y, key, sample_weight=None):
         h, size = checked_batch(x, y)

@@ -31,6 +31,7 @@ from .chain import (
     scaled,
     weighted,
 )
+from .state import check_number
 
 Tree = Any
 Error = Callable[[Tree, Tree], tuple[Tree, Callable]]
@@ -258,6 +259,5 @@ def _unmixed(site: Site, inputs: Tree, delta: Tree) -> Tree:
 
 def _checked(name: str, model: Layer, loss: Loss, steps: int, rate: float) -> tuple[Layer, Loss]:
     check_count(name, "steps", steps)
-    if not 0 < rate <= 1:
-        raise LayerError(name, f"rate is {rate}, a number in (0, 1] is due")
+    check_number(name, "rate", rate, "a number in (0, 1]", lambda v: 0 < v <= 1)
     return model_and_loss(name, model, loss)

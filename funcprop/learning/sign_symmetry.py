@@ -12,7 +12,7 @@ from ..losses import Loss
 from ..sweep import value_and_backprop
 from .backpropagation import Rule, rule_of
 from .feedback import carriers, drawn, matrices
-from .state import check_state, own_key
+from .state import check_flag, check_state, own_key
 
 
 def ones(key: jax.Array, w: jax.Array) -> jax.Array:
@@ -56,6 +56,7 @@ def sign_symmetry(
     >>> tree[0]["w"].shape
     (3, 2)
     """
+    check_flag("sign_symmetry", "redraw", redraw)
     sweep = value_and_backprop(model, loss)
 
     def init(key, params):

@@ -17,7 +17,7 @@ from ..statistics.statistic import AtSite, map_sites
 from ..sweep import value_and_backprop
 from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
-from .state import check_state, own_key
+from .state import check_number, check_state, own_key
 
 Tree = Any
 
@@ -70,13 +70,14 @@ def weight_mirror(
     >>> bool(jnp.allclose(state[1]["w"], params[1]["w"], atol=0.5))
     True
     """
-    if not rate > 0:
-        raise LayerError("weight_mirror", f"rate is {rate}, a number above 0 is due")
-    given = f"rate is {rate}, and so is the decay" if decay is None else f"decay is {decay}"
+    name = "weight_mirror"
+    check_number(name, "rate", rate, "a number above 0", lambda v: v > 0)
+    if decay is None and rate > 1:
+        raise LayerError(name, f"rate is {rate!r}, and so is the decay, a number in [0, 1] is due")
     decay = rate if decay is None else decay
-    if not 0 <= decay <= 1:
-        raise LayerError("weight_mirror", f"{given}, a number in [0, 1] is due")
-    check_count("weight_mirror", "samples", samples)
+    check_number(name, "decay", decay, "a number in [0, 1]", lambda v: 0 <= v <= 1)
+    check_count(name, "samples", samples)
+    samples = int(samples)
     sweep = value_and_backprop(model, loss, _with_site)
 
     def init(key, params):
