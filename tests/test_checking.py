@@ -115,6 +115,57 @@ def test_functions_are_jitted_and_called():
         compare(A, A, 1)
 
 
+def test_integers_among_the_leaves_must_be_equal():
+    one = np.array([1.0], np.float32)
+    assert compare((one, 100), (one, 100)).ok
+    report = compare((one, 100), (one, 101))
+    assert [leaf.ok for leaf in report.leaves] == [True, False]
+    assert not report.ok
+    # The whole is judged by the eps of its floats.
+    assert [whole.ok for whole in compare((one, 3), (1.01 * one, 3)).wholes] == [False]
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: compare((), ()), "compare: both sides have no leaves; floats must be there"),
+        (lambda: compare({"a": None}, {"a": None}), "compare: both sides have no leaves"),
+        (lambda: compare([3], [3]), r"compare: both sides have \[0\] int32\[\]; floats must be"),
+        (lambda: compare(jnp.ones((0, 2)), jnp.ones((0, 2))), r"value float32\[0, 2\]; floats"),
+        (
+            lambda: fp.check_layer(fp.flatten, x=np.ones((2, 3), int)),
+            "flatten: its parameters and input hold no floats",
+        ),
+        (
+            lambda: fp.check_model(
+                fp.relu, (), jnp.ones((2, 3)), jnp.ones((2, 3)), fp.mean_squared_error
+            ),
+            "both sides have no leaves",
+        ),
+        (
+            lambda: fp.check_gradient(lambda x: x * 2.0, lambda x: 2.0, 3),
+            r"check_gradient: argument 0 is int32\[\], floats are due; cast it",
+        ),
+        (
+            lambda: fp.check_gradient(lambda x: 1.0, lambda x: (), ()),
+            "check_gradient: argument 0 is no arrays",
+        ),
+        (
+            lambda: fp.check_gradient(jnp.sum, jnp.ones_like, jnp.ones(2), argnums=1),
+            "argnums is 1, there are 1 arguments",
+        ),
+    ],
+)
+def test_nothing_to_compare_is_an_error(check, message):
+    with pytest.raises(fp.LayerError, match=message):
+        check()
+
+
+def test_argnums_may_be_of_numpy():
+    f, x = (lambda a, x: a * jnp.sum(x**2)), jnp.array([1.0, 2.0])
+    assert fp.check_gradient(f, lambda a, x: 2 * a * x, 3.0, x, argnums=np.int64(1)).ok
+
+
 def test_plot_has_a_bar_a_leaf():
     plt = pytest.importorskip("matplotlib.pyplot")
     axes = compare(changed(b=[1, 3]), A).plot()

@@ -42,6 +42,17 @@ def test_padding_may_hold_anything_and_a_bad_length_gives_nan():
     assert np.isnan(delta_x).any(axis=(1, 2)).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_lengths_of_narrow_integers_fit_long_sequences(dtype):
+    """300 steps are more than 8 bits count: a step's number wraps around to another's."""
+    x, long, narrow = jnp.ones((2, 300, 1)), np.array([3, 100]), np.array([3, 100], dtype)
+    for due, found in zip(sweep((x, long)), sweep((x, narrow)), strict=True):
+        np.testing.assert_array_equal(jax.tree.leaves(found), jax.tree.leaves(due))
+    _, residuals = fp.last_step.forward((), (x, narrow))  # outside of a trace too
+    delta_x = fp.last_step.backward((), residuals, jnp.ones((2, 1)))[0][0]
+    assert np.argwhere(delta_x[..., 0]).tolist() == [[0, 2], [1, 99]]
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [

@@ -187,7 +187,7 @@ S = fp.diagonal_recurrence(state=True)
         (lambda: fp.diagonal_recurrence(radius=(0.5, 0.5)), r"radius is \(0.5, 0.5\), two numbers"),
         (lambda: fp.diagonal_recurrence(radius=0.5), "radius is 0.5, two numbers 0 ≤ inner"),
         (lambda: fp.diagonal_recurrence(phase=7), r"phase is 7, a number in \(0, 2π\]"),
-        (lambda: fp.ssm(0), "ssm: features is 0"),
+        (lambda: fp.ssm(0), "ssm: states is 0"),
         (lambda: R.init(KEY, (3, 5)), "u has 5 features, 2 N are due"),
         (lambda: R.init(KEY, (3,)), r"shape is \(3,\), \(T, n\) is due"),
         (lambda: S.init(KEY, (3, 4)), r"that of \(T, n\) and of a state \(2 N,\) is due"),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..layer import LayerError
 from .diagnosis import diagnose
 from .mistakes import MISTAKES
 from .patterns import pattern
@@ -47,10 +48,12 @@ def compare(
             for 16-bit floats 16.
 
     Returns:
-        A :class:`Report`.  NaN fails; structure, shape and dtype must be equal.
+        A :class:`Report`.  NaN fails; structure, shape and dtype must be equal, and integers and
+        booleans among the leaves exactly so.
 
     Raises:
         TypeError: when one side is a function and the other is not.
+        LayerError: when there is nothing to compare: no leaf with a float in it.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import backprop, apply, compare, init
@@ -70,6 +73,10 @@ def compare(
     elif args:
         raise TypeError("compare takes further arguments only with two functions")
     findings, pairs = paired(manual, automatic, names)
+    if not findings and not any(np.size(a) for _, a, _ in _inexact(pairs)):
+        leaves = [f"{p} {jnp.result_type(a)}{list(np.shape(a))}" for p, a, _ in pairs]
+        came = ", ".join(leaves) or "no leaves"
+        raise LayerError("compare", f"both sides have {came}; floats must be there to be compared")
     problems = tuple(found.statement for found in findings)
     leaves = tuple(
         difference(path, a, b, bound=leaf_bound, against=names[1]) for path, a, b in pairs
@@ -110,6 +117,8 @@ def difference(
 ) -> Difference:
     """The :class:`Difference` of two arrays of one shape."""
     dtype, shape = jnp.result_type(a), np.shape(a)
+    if not jnp.issubdtype(dtype, jnp.inexact):  # a count is right or wrong
+        bound = 0.0
     eps = eps if eps is not None else _eps(dtype)
     if bound is None:
         bound = BOUNDS.get(np.dtype(dtype).itemsize, BOUNDS[4])[0 if whole else 1]
@@ -159,7 +168,8 @@ def whole_difference(
     bound: float | None = None,
     eps: float | None = None,
 ) -> Difference:
-    """The :class:`Difference` of all pairs taken as one vector, in the widest eps among them."""
+    """The :class:`Difference` of all floats taken as one vector, in the widest eps among them."""
+    pairs = _inexact(pairs) or pairs
     dtype = max((jnp.result_type(a) for _, a, _ in pairs), key=_eps)
     a, b = (
         np.concatenate([np.asarray(pair[i]).astype(np.float64).ravel() for pair in pairs])
@@ -206,6 +216,10 @@ def paired(
     for name in at:
         found("structure", name, f"{name} is in {names[1]} only")
     return tuple(findings), pairs
+
+
+def _inexact(pairs: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    return [pair for pair in pairs if jnp.issubdtype(jnp.result_type(pair[1]), jnp.inexact)]
 
 
 def _arrays(pairs: list[tuple[str, Any, Any]]) -> tuple[tuple[str, np.ndarray, np.ndarray], ...]:

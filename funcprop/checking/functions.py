@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..layer import LayerError, is_inexact
 from .compare import compare
 from .judging import (
     NOT_DETERMINISTIC,
@@ -54,7 +55,8 @@ def check_gradient(
         A :class:`Report`.
 
     Raises:
-        TypeError: as ``jax.grad``, when an argument is not of floats or f not a real number.
+        LayerError: when an argument of ``argnums`` is not there, or not of floats.
+        TypeError: as ``jax.grad``, when f is not a real number.
 
     >>> import jax.numpy as jnp
     >>> from funcprop import check_gradient
@@ -67,6 +69,17 @@ def check_gradient(
     several = isinstance(argnums, (tuple, list))
     argnums = tuple(map(operator.index, argnums)) if several else operator.index(argnums)
     args = jax.tree.map(jnp.asarray, args)
+    for number in argnums if several else (argnums,):
+        if not -len(args) <= number < len(args):
+            came = f"argnums is {argnums}, there are {len(args)} arguments"
+            raise LayerError("check_gradient", f"{came}, numbered from 0")
+        leaves = jax.tree.leaves(args[number])
+        if not leaves or not all(map(is_inexact, leaves)):
+            came = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves) or "no arrays"
+            raise LayerError(
+                "check_gradient",
+                f"argument {number} is {came}, floats are due; cast it, or leave it out of argnums",
+            )
     title = title or str(getattr(f, "__name__", "f"))
     report = compare(
         gradient, jax.grad(f, argnums), *args, names=("manual", "jax.grad"), title=title

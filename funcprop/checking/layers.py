@@ -90,6 +90,12 @@ def check_layer(
             params = _not_constant(draw, layer.init(init_key, own)[0])
         params, x = (cast(cast(tree, dtype), np.float64) for tree in (params, x))
         y = jax.eval_shape(layer.apply, params, x, run_key)
+        for label, tree in (("parameters and input", (params, x)), ("output", y)):
+            if not any(map(is_inexact, jax.tree.leaves(tree))):
+                raise LayerError(
+                    layer.name or "layer",
+                    f"its {label} hold no floats, and check_layer compares derivatives",
+                )
         # A stream of its own: whoever draws x from the same seed must not get delta = x.
         delta = _draw_like(np.random.default_rng((seed, *b"delta")), y)
     title = f"{title or layer.name or 'layer'} {np.dtype(dtype).name}"

@@ -43,8 +43,14 @@ def shape_of_sequence(name: str, shape: Any) -> tuple[int, ...]:
 
 def valid(lengths: jax.Array, time: int) -> jax.Array:
     """1 for a length in [0, T], NaN for any other: (B,)."""
+    lengths = wide(lengths)
     one = jnp.ones((), jnp.float32)
     return jnp.where((lengths >= 0) & (lengths <= time), one, jnp.nan * one)
+
+
+def wide(lengths: Any) -> Any:
+    """In a dtype that T fits in."""
+    return lengths.astype(jnp.int32) if lengths.dtype.itemsize < 4 else lengths
 
 
 def _last_step() -> Layer:
@@ -56,6 +62,7 @@ def _last_step() -> Layer:
     def forward(params, x, key=None):
         steps, lengths = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
         check_lengths(name, steps, lengths)
+        lengths = lengths if lengths is None else wide(lengths)
         kept = (Example(steps.shape[1:]), lengths)
         if lengths is None:
             return steps[:, -1], kept
