@@ -356,6 +356,7 @@ def residual(layer: Layer) -> Layer:
 
     def init(key, shape):
         params, out_shape = layer.init(key, shape)
+        _check_entry_0(layer, out_shape)
         before, after = (s if is_shape(s) else s[0].shape for s in (shape, out_shape))
         if tuple(before) != tuple(after):
             raise LayerError(
@@ -365,6 +366,7 @@ def residual(layer: Layer) -> Layer:
 
     def forward(params, x, key=None):
         y, residuals = layer.forward(params, x, key)
+        _check_entry_0(layer, y)
         before, after = _entry_0(x), _entry_0(y)
         if before.shape != after.shape or before.dtype != after.dtype:
             raise LayerError(
@@ -517,6 +519,16 @@ def _sum(deltas: Sequence[Tree]) -> Tree:
 
 def _entry_0(x: Tree) -> jax.Array:
     return x[0] if isinstance(x, tuple) else x
+
+
+def _check_entry_0(layer: Layer, y: Any) -> None:
+    if isinstance(y, tuple) and y and isinstance(y[0], tuple):
+        raise LayerError(
+            "residual",
+            f"entry 0 of what its layer {layer.name} gives is a tuple, an array is due; a layer "
+            "that gives companions, as a mixture of experts does, takes the whole input: not by "
+            "on(0, layer), and in a transformer_block as experts=layer",
+        )
 
 
 def _add_to_entry_0(y: Tree, x: jax.Array) -> Tree:

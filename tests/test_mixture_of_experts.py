@@ -377,6 +377,12 @@ PAIR = (jnp.ones((2, 3)), jnp.ones(2))
             "transformer_block: hidden and experts are given, one of them is due",
         ),
         (lambda: fp.transformer_block(2, 0), "transformer_block: hidden is 0"),
+        (
+            lambda: fp.transformer_block(2, feed_forward=MOE).init(
+                KEY, jax.eval_shape(lambda: (X[0], X[0, :, 0] > 0))
+            ),
+            r"residual: entry 0 of what its layer serial gives is a tuple.* as experts=layer",
+        ),
         (lambda: fp.auxiliary(fp.softmax_cross_entropy, 1.0), "constructor, call it"),
         (lambda: fp.auxiliary(LOSS, "1"), "coefficient is '1', a number is due"),
         (lambda: fp.auxiliary(LOSS, float("inf")), "coefficient is inf, a finite number"),
@@ -411,6 +417,18 @@ SEQUENCE, SCORED = normal(4, 3, 2), entries((normal(4, 5), normal(4)), labels(4,
 )
 def test_planted_faults_are_found(fault_is_found, old, new):
     fault_is_found(module, old, new, lambda m: m.mixture_of_experts(3, 4), SEQUENCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("jnp.sum(by_balance, axis=0, keepdims=True) if together", "by_balance if together"),
+        ("h, o, f / count, given)", "h, o, f / len(x), given)"),
+    ],
+)
+def test_planted_faults_of_the_balance_of_a_batch_are_found(fault_is_found, old, new):
+    masked = entries(normal(4, 2), lambda draw: np.arange(4) != 2)
+    fault_is_found(module, old, new, lambda m: m.mixture_of_experts(3, 4), masked)
 
 
 def routed(m):

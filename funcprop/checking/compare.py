@@ -74,8 +74,8 @@ def compare(
         raise TypeError("compare takes further arguments only with two functions")
     findings, pairs = paired(manual, automatic, names)
     if not findings and not any(np.size(a) for _, a, _ in _inexact(pairs)):
-        leaves = [f"{p} {jnp.result_type(a)}{list(np.shape(a))}" for p, a, _ in pairs]
-        came = ", ".join(leaves) or "no leaves"
+        described = [f"{p} {jnp.result_type(a)}{list(np.shape(a))}" for p, a, _ in pairs]
+        came = ", ".join(described) or "no leaves"
         raise LayerError("compare", f"both sides have {came}; floats must be there to be compared")
     problems = tuple(found.statement for found in findings)
     leaves = tuple(

@@ -66,10 +66,14 @@ def check_gradient(
     >>> check_gradient(lambda x: jnp.sum(x**2), lambda x: x, x).ok
     False
     """
-    several = isinstance(argnums, (tuple, list))
-    argnums = tuple(map(operator.index, argnums)) if several else operator.index(argnums)
+    numbers: tuple[int, ...]
+    if isinstance(argnums, (tuple, list)):
+        argnums = numbers = tuple(map(operator.index, argnums))
+    else:
+        argnums = operator.index(argnums)
+        numbers = (argnums,)
     args = jax.tree.map(jnp.asarray, args)
-    for number in argnums if several else (argnums,):
+    for number in numbers:
         if not -len(args) <= number < len(args):
             came = f"argnums is {argnums}, there are {len(args)} arguments"
             raise LayerError("check_gradient", f"{came}, numbered from 0")
@@ -86,7 +90,6 @@ def check_gradient(
     )
     if report.problems:
         return report
-    numbers = (argnums,) if isinstance(argnums, int) else argnums
 
     def single(found):
         return (found,) if isinstance(argnums, int) else tuple(found)

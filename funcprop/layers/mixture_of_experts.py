@@ -176,8 +176,8 @@ def mixture_of_experts(
         uneven = jnp.zeros_like(x, shape=x.shape[:1]) + uneven.astype(x.dtype)
         uneven = uneven if balance is None else uneven + balance
         given = _Input(x.shape, mask is not None, balance is not None)
-        y = (y, uneven) if mask is None else (y, mask, uneven)
-        return y, (tokens, p, ids, g, kept, h, o, f / count, given)
+        beside = [] if mask is None else [mask]
+        return (y, *beside, uneven), (tokens, p, ids, g, kept, h, o, f / count, given)
 
     def backward(weights, residuals, delta, statistic=gradient):
         x, p, ids, g, kept, h, o, slope, given = residuals
