@@ -574,8 +574,8 @@ COMBINATORS = (
     edit(
         "pick: nothing sent back",
         "combinators",
-        "return _with_entry(residuals, i, delta), ()",
-        "return _with_entry(residuals, i, 0 * delta), ()",
+        "delta_x = _with_entry(delta_x, i, own)",
+        "delta_x = _with_entry(delta_x, i, 0 * own)",
         "serial(pick(0), fp.dense(3, fp.tanh))", "pick", "x.0", "stopped",
     ),
     edit(
@@ -1482,7 +1482,7 @@ EXPERTS = (
     edit(
         "mixture_of_experts, gated: the number of experts missing",
         "layers/mixture_of_experts",
-        "(experts / x.shape[1])", "(1 / x.shape[1])",
+        "delta_p = experts * by_balance * slope", "delta_p = by_balance * slope",
         "mixture_of_experts(4, 3, activation=fp.silu, gated=True)",
         "mixture_of_experts, gated, with a balance", "router.w x.0", "factor",
     ),
