@@ -274,7 +274,8 @@ def check_number(
 
 def check_count(layer: str, argument: str, value: Any) -> None:
     """Raises unless ``value`` is a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not integer or value < 1:
         raise LayerError(layer, f"{argument} is {value!r}, a whole number above 0 is due")
 
 
