@@ -257,19 +257,26 @@ def check_number(
     above: float = -math.inf,
     at_least: float = -math.inf,
     below: float = math.inf,
+    at_most: float = math.inf,
 ) -> float:
-    """``value``, a finite number of Python or NumPy within the bounds, as a float; else raises."""
+    """``value``, a finite number within the bounds, as a float; else raises.
+
+    It may be a number of Python or NumPy, or an array of shape () whose value is known.
+    """
+    scalar = getattr(value, "shape", None) == () and is_concrete(value)
+    if scalar and jnp.issubdtype(value.dtype, jnp.number) and not jnp.iscomplexobj(value):
+        value = value.item()
     try:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
         number = float(value) if real else math.nan
     except OverflowError:
         number = math.inf
-    if math.isfinite(number) and above < number < below and number >= at_least:
+    if math.isfinite(number) and above < number < below and at_least <= number <= at_most:
         return number
-    bounds = {"above": above, "at least": at_least, "below": below}
+    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     given = [f"{name} {bound:g}" for name, bound in bounds.items() if math.isfinite(bound)]
     expected = f"a finite number {' and '.join(given)}".strip()
-    raise LayerError(layer, f"{argument} is {value!r}, {expected} is expected")
+    raise LayerError(layer, f"{argument} is {value!r}, it must be {expected}")
 
 
 def check_count(layer: str, argument: str, value: Any) -> None:

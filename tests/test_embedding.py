@@ -137,7 +137,7 @@ X = jnp.ones((2, 4, 3))
         (lambda: fp.positional(9).apply(W, X), "params is a dict"),
         (lambda: fp.positional(3).apply({"p": W}, X), "x has 4 positions, p has 3"),
         (lambda: fp.positional(3).apply({"p": W}, IDS), "x is int32, floats are due"),
-        (lambda: fp.sinusoidal(0), "base is 0, a finite number above 0"),
+        (lambda: fp.sinusoidal(0), "base is 0, it must be a finite number above 0"),
         (lambda: fp.sinusoidal().apply((), jnp.ones((2, 3))), r"x is \(2, 3\), a sequence \(B, T"),
     ],
 )

@@ -146,8 +146,8 @@ def test_errors():
     with pytest.raises(LayerError, match="has parameters; put them into the model"):
         equilibrium_propagation(MODEL, fp.linear_cross_entropy(2))
     for option, bad, due in [
-        ("beta", 0.0, r"beta is 0.0, a number above 0"),
-        ("rate", 1.5, r"rate is 1.5, a number in \(0, 1\]"),
+        ("beta", 0.0, r"beta is 0.0, it must be a finite number above 0"),
+        ("rate", 1.5, r"rate is 1.5, it must be a finite number above 0 and at most 1"),
         ("steps", 0, r"steps is 0, a whole number above 0"),
         ("nudged_steps", 0, r"nudged_steps is 0, a whole number above 0"),
     ]:

@@ -142,7 +142,7 @@ def test_errors():
         forward_forward(MODEL, 1)
     with pytest.raises(LayerError, match=r"classes is 2.5, a whole number"):
         forward_forward(MODEL, 2.5)
-    with pytest.raises(LayerError, match=r"slope is 0, a number above 0"):
+    with pytest.raises(LayerError, match=r"slope is 0, it must be a finite number above 0"):
         forward_forward(MODEL, 3, slope=0)
     params, _ = MODEL.init(jax.random.key(0), (2 + CLASSES,))
     x, y = jnp.ones((4, 2)), jnp.array([0, 1, 2, 0])

@@ -288,5 +288,5 @@ def test_under_a_trace_a_bad_sign_gives_nan():
 def test_options_are_checked():
     with pytest.raises(LayerError, match=r"label_smoothing is 1.0, .* at least 0 and below 1"):
         fp.softmax_cross_entropy(1.0)
-    with pytest.raises(LayerError, match="threshold is 0, a finite number above 0"):
+    with pytest.raises(LayerError, match="threshold is 0, it must be a finite number above 0"):
         fp.huber(0)

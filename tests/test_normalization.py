@@ -488,8 +488,8 @@ def given(norm, first=()):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: fp.layer_norm(epsilon=0), "layer_norm: epsilon is 0, a finite number above 0"),
-        (lambda: fp.group_norm(2, epsilon=np.inf), "group_norm: epsilon is inf, a finite number"),
+        (lambda: fp.layer_norm(epsilon=0), "layer_norm: epsilon is 0, it must be a finite number above 0"),
+        (lambda: fp.group_norm(2, epsilon=np.inf), "group_norm: epsilon is inf, it must be a finite number"),
         (lambda: fp.frozen_norm(ONE, ONE, epsilon=np.nan), "frozen_norm: epsilon is nan"),
         (lambda: fp.batch_norm(epsilon=True), "batch_norm: epsilon is True"),
         (lambda: fp.rms_norm(epsilon="a"), "rms_norm: epsilon is 'a'"),
@@ -593,7 +593,7 @@ def test_an_option_that_is_a_number_is_finite(argument):
         for value in (0.5, np.float32(0.5), np.float64(0.5)):
             make(value)
         for value in (np.inf, -np.inf, np.nan, True, np.True_, "0.5", 10**400):
-            with pytest.raises(LayerError, match=f"{argument} is .*, a finite number"):
+            with pytest.raises(LayerError, match=f"{argument} is .*, it must be a finite number"):
                 make(value)
 
 

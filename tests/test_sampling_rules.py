@@ -239,7 +239,7 @@ def test_errors():
         fp.forward_gradient(mixing, MSE, activities=True).estimate(own, (), x, y, KEY)
     with pytest.raises(LayerError, match="pairs is 0"):
         fp.evolution(linear, pairs=0)
-    with pytest.raises(LayerError, match="sigma is 0, a number above 0 is due"):
+    with pytest.raises(LayerError, match="sigma is 0, it must be a finite number above 0"):
         fp.evolution(linear, sigma=0)
     p = jnp.ones(3)
     with pytest.raises(LayerError, match="chunk is 5, a divisor of the 8 pairs is due"):

@@ -260,7 +260,7 @@ W, H, T = jnp.ones((3, 3, 5)), jnp.ones((4, 5)), jnp.zeros(4, jnp.int32)
         (lambda: linear_cross_entropy(5, chunk=0), "chunk is 0, a whole number above 0"),
         (
             lambda: linear_cross_entropy(5, label_smoothing=1),
-            "label_smoothing is 1, a finite number",
+            "label_smoothing is 1, it must be a finite number",
         ),
         (lambda: LOSS.init(KEY, ((0,), ())), "features is 0"),
         (lambda: LOSS.apply((), (H, T)), "params is a tuple, a dict"),

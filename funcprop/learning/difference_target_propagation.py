@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from ..combinators import joined_blocks
-from ..layer import Layer, Shape, floats_of, with_floats
+from ..layer import Layer, Shape, check_number, floats_of, with_floats
 from ..layers.activations import tanh
 from ..layers.dense import dense
 from ..losses import Loss
@@ -29,7 +29,7 @@ from .chain import (
     shapes_between,
     weighted,
 )
-from .state import check_number, check_optimizer, check_state, descended, own_key
+from .state import check_optimizer, check_state, descended, own_key
 
 Tree = Any
 
@@ -106,8 +106,8 @@ def difference_target_propagation(
     """
     name = "difference_target_propagation"
     model, loss = model_and_loss(name, model, loss)
-    check_number(name, "step", step, "a number above 0", lambda v: v > 0)
-    check_number(name, "noise", noise, "a number not below 0", lambda v: v >= 0)
+    check_number(name, "step", step, above=0)
+    check_number(name, "noise", noise, at_least=0)
     check_shape(name, shape)
     check_optimizer(name, optimizer)
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..layer import Layer, LayerError, as_layer
+from ..layer import Layer, LayerError, as_layer, check_number
 from ..losses import Loss, as_loss
 from ..statistics.clipping import clipped_gradient
 from .backpropagation import Rule, no_state, no_weights, rule_of
-from .state import check_number
 
 Tree = Any
 
@@ -63,13 +62,9 @@ def dp_sgd(
     ((), (1, 2))
     """
     model, loss = as_layer(model, "model"), as_loss(loss)
-    check_number("dp_sgd", "max_norm", max_norm, "a number above 0", lambda v: v > 0)
-    check_number(
-        "dp_sgd", "noise_multiplier", noise_multiplier, "a number not below 0", lambda v: v >= 0
-    )
-    check_number(
-        "dp_sgd", "sampling_rate", sampling_rate, "a number in (0, 1]", lambda v: 0 < v <= 1
-    )
+    check_number("dp_sgd", "max_norm", max_norm, above=0)
+    check_number("dp_sgd", "noise_multiplier", noise_multiplier, at_least=0)
+    check_number("dp_sgd", "sampling_rate", sampling_rate, above=0, at_most=1)
     clipped = clipped_gradient(max_norm)(model, loss)
 
     def estimate(params, state, x, y, key, sample_weight=None):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..combinators import serial
-from ..layer import Layer, LayerError, as_layer, check_count, position
+from ..layer import Layer, LayerError, as_layer, check_count, check_number, position
 from ..layers.activations import elementwise
 from ..layers.dense import affine
 from ..losses import Loss
@@ -16,7 +16,7 @@ from ..sweep import checked_batch, shares, weighted_mean
 from ..targets import one_hot
 from .backpropagation import Rule, no_state
 from .chain import model_and_loss, weighted
-from .state import check_flag, check_number
+from .state import check_flag
 
 Tree = Any
 NAME = "equilibrium_propagation"
@@ -104,8 +104,8 @@ def equilibrium_propagation(
                 "leave this one out, and give the activation as an argument of the rule",
                 f"layers[{i}]" if stacked else "",
             )
-    check_number(NAME, "beta", beta, "a number above 0", lambda v: v > 0)
-    check_number(NAME, "rate", rate, "a number in (0, 1]", lambda v: 0 < v <= 1)
+    check_number(NAME, "beta", beta, above=0)
+    check_number(NAME, "rate", rate, above=0, at_most=1)
     check_flag(NAME, "symmetric", symmetric)
     check_count(NAME, "steps", steps)
     check_count(NAME, "nudged_steps", nudged_steps)

@@ -11,11 +11,11 @@ import optax
 from jax.sharding import PartitionSpec
 
 from ..contraction import accumulated, one_by_one
-from ..layer import Layer, LayerError, as_layer, check_count, is_inexact
+from ..layer import Layer, LayerError, as_layer, check_count, check_number, is_inexact
 from ..losses import Loss
 from ..sweep import mean_loss
 from .backpropagation import Rule, no_state, no_weights, rule_of
-from .state import check_flag, check_number, own_key
+from .state import check_flag, own_key
 
 Tree = Any
 
@@ -127,7 +127,7 @@ def evolution(
 def _evolution(objective, *, pairs, sigma, ranks, chunk, axis) -> Rule:
     """:func:`evolution` of ``objective(params, x, y, key, sample_weight)``."""
     check_count("evolution", "pairs", pairs)
-    check_number("evolution", "sigma", sigma, "a number above 0", lambda v: v > 0)
+    check_number("evolution", "sigma", sigma, above=0)
     check_flag("evolution", "ranks", ranks)
     if chunk is not None:
         check_count("evolution", "chunk", chunk)

@@ -10,12 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from ..combinators import Block, blocks, joined_blocks
-from ..layer import Layer, LayerError, Site, as_layer, check_count, check_float, gradient
+from ..layer import (
+    Layer,
+    LayerError,
+    Site,
+    as_layer,
+    check_count,
+    check_float,
+    check_number,
+    gradient,
+)
 from ..sweep import checked_batch, shares
 from ..targets import one_hot
 from .backpropagation import Rule, no_state
 from .chain import check_array, functions
-from .state import check_number, own_key
+from .state import own_key
 
 Tree = Any
 NAME = "forward_forward"
@@ -69,8 +78,8 @@ def forward_forward(
     check_count(NAME, "classes", classes)
     if classes < 2:
         raise LayerError(NAME, "classes is 1, at least 2 are due; a wrong label must exist")
-    check_number(NAME, "threshold", threshold, "a finite number")
-    check_number(NAME, "slope", slope, "a number above 0", lambda v: v > 0)
+    check_number(NAME, "threshold", threshold)
+    check_number(NAME, "slope", slope, above=0)
 
     def estimate(params, state, x, y, key, sample_weight=None):
         x, size = checked_batch(x, y)

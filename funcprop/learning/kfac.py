@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, Shape, is_inexact
+from ..layer import Layer, Shape, check_number, is_inexact
 from ..losses import Loss
 from ..statistics.curvature import Errors, sampled
 from ..statistics.kfac import factors_of, kfac_factors
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
 from .chain import check_shape, example_for, model_and_loss
-from .state import check_flag, check_number, check_state, own_key
+from .state import check_flag, check_state, own_key
 
 Tree = Any
 
@@ -79,7 +79,7 @@ def kfac(
     """
     model, loss = model_and_loss("kfac", model, loss)
     check_shape("kfac", shape)
-    check_number("kfac", "decay", decay, "a number in [0, 1)", lambda v: 0 <= v < 1)
+    check_number("kfac", "decay", decay, at_least=0, below=1)
     check_flag("kfac", "reduce", reduce)
     sweep = value_and_backprop(model, loss)
     factors = kfac_factors(model, loss, errors or sampled(), reduce=reduce)

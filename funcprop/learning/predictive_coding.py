@@ -13,6 +13,7 @@ from ..layer import (
     LayerError,
     Site,
     check_count,
+    check_number,
     floats_of,
     gradient,
     with_floats,
@@ -31,7 +32,6 @@ from .chain import (
     scaled,
     weighted,
 )
-from .state import check_number
 
 Tree = Any
 Error = Callable[[Tree, Tree], tuple[Tree, Callable]]
@@ -259,5 +259,5 @@ def _unmixed(site: Site, inputs: Tree, delta: Tree) -> Tree:
 
 def _checked(name: str, model: Layer, loss: Loss, steps: int, rate: float) -> tuple[Layer, Loss]:
     check_count(name, "steps", steps)
-    check_number(name, "rate", rate, "a number in (0, 1]", lambda v: 0 < v <= 1)
+    check_number(name, "rate", rate, above=0, at_most=1)
     return model_and_loss(name, model, loss)

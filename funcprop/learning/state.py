@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..layer import LayerError, is_concrete
+from ..layer import LayerError
 
 Tree = Any
 # Beyond any layer's place: what a rule draws stands apart from what the model draws.
@@ -57,20 +55,6 @@ class _Told:
 
     def __repr__(self) -> str:
         return self.text
-
-
-def check_number(
-    rule: str, argument: str, value: Any, due: str, fits: Callable[[float], bool] = lambda v: True
-) -> None:
-    """Raises unless ``value`` is a finite number, known when the rule is made, and fits."""
-    if isinstance(value, (int, float)):
-        number = not isinstance(value, bool)
-    else:
-        number = hasattr(value, "dtype") and value.ndim == 0 and is_concrete(value)
-        kinds = (jnp.integer, jnp.floating)
-        number = number and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
-    if not number or not math.isfinite(value) or not fits(value):
-        raise LayerError(rule, f"{argument} is {value!r}, {due} is due")
 
 
 def check_flag(rule: str, argument: str, value: Any) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, Site, check_count, gradient
+from ..layer import Layer, LayerError, Site, check_count, check_number, gradient
 from ..losses import Loss
 from ..rows import matrix_of, of_matrix
 from ..statistics.statistic import AtSite, map_sites
 from ..sweep import value_and_backprop
 from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
-from .state import check_number, check_state, own_key
+from .state import check_state, own_key
 
 Tree = Any
 
@@ -71,11 +71,11 @@ def weight_mirror(
     True
     """
     name = "weight_mirror"
-    check_number(name, "rate", rate, "a number above 0", lambda v: v > 0)
+    check_number(name, "rate", rate, above=0)
     if decay is None and rate > 1:
         raise LayerError(name, f"rate is {rate!r}, and so is the decay, a number in [0, 1] is due")
     decay = rate if decay is None else decay
-    check_number(name, "decay", decay, "a number in [0, 1]", lambda v: 0 <= v <= 1)
+    check_number(name, "decay", decay, at_least=0, at_most=1)
     check_count(name, "samples", samples)
     samples = int(samples)
     sweep = value_and_backprop(model, loss, _with_site)
