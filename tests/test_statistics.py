@@ -653,3 +653,104 @@ def test_eigenpairs_of_the_gauss_newton_matrix(small):
         assert np.all(error <= short.residuals + 1e-12)
     with pytest.raises(LayerError, match="count ≤ steps ≤ 2 parameters is due"):
         statistics.eigenpairs(lambda v: v, jnp.ones(2), 1, 3, jax.random.key(0))
+
+
+def flat_rows(vectors):
+    """(count, n) in float64."""
+    rows = [np.asarray(v, np.float64).reshape(len(v), -1) for v in jax.tree.leaves(vectors)]
+    return np.concatenate(rows, axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_eigenpairs_of_matrices_of_every_rank(dtype):
+    """500 models each, of 1 to 9 examples that count: ranks 2 to all 18, always 18 steps."""
+    model = fp.serial(fp.affine(3, bias=False), fp.tanh, fp.affine(2, bias=False))
+    product = statistics.gauss_newton_vector_product(model, fp.mean_squared_error)
+    with jax.enable_x64(True):
+
+        @jax.jit
+        @jax.vmap
+        def run(seed):
+            keys = jax.random.split(jax.random.key(seed), 3)
+            params, _ = model.init(keys[0], (4,))
+            x = jax.random.normal(keys[1], (9, 4))
+            x = jnp.where((jnp.arange(9) <= seed % 9)[:, None], x, 0)
+            params, x, y = jax.tree.map(lambda a: a.astype(dtype), (params, x, x[:, :2]))
+
+            found = statistics.eigenpairs(
+                lambda v: product(params, x, y, v), params, 4, 18, keys[2]
+            )
+            wide = jax.tree.map(lambda a: a.astype("float64"), (params, x, y))
+            flat, unravel = jax.flatten_util.ravel_pytree(wide[0])
+            columns = jax.vmap(unravel)(jnp.eye(flat.size))
+            return found, jax.vmap(lambda v: product(*wide, v))(columns)
+
+        found, matrix = jax.device_get(run(jnp.arange(500)))
+    for seed in range(500):
+        pairs, a = jax.tree.map(lambda leaf, seed=seed: leaf[seed], (found, matrix))
+        a, v = flat_rows(a), flat_rows(pairs.vectors)
+        due = np.linalg.eigvalsh(a)[::-1]
+        room = 64 * float(jnp.finfo(dtype).eps) * due[0]
+        np.testing.assert_allclose(pairs.values, due[:4], rtol=0, atol=room)
+        error = np.linalg.norm(v @ a - pairs.values[:, None] * v, axis=1)
+        assert np.all(error <= pairs.residuals + room)
+        np.testing.assert_allclose(v @ v.T, np.eye(4), atol=64 * float(jnp.finfo(dtype).eps))
+
+
+def test_eigenpairs_of_any_scale_and_of_values_that_come_twice():
+    """Indefinite matrices with eigenvalues 0 and double ones; all of them are found, each as often
+    as it is there.
+    """
+    spectra = [
+        [0] * 8,
+        [3, 3, 3, 3, -2, -2, 0, 0],
+        [1] * 8,
+        [-5] + [0] * 7,
+        [8, -7, 6, 5, 4, -3, 2, 1],
+    ]
+    draw = np.random.default_rng(0)
+    scales = [1e-30, 1.0, 1e30]
+    matrices = []
+    for scale in scales:
+        for spectrum in spectra:
+            q = np.linalg.qr(draw.normal(size=(8, 8)))[0]
+            matrices.append(scale * q @ np.diag(spectrum) @ q.T)
+    a = np.asarray(matrices, np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def run(a):
+        return statistics.eigenpairs(lambda v: a @ v, a[0], 8, 8, jax.random.key(0))
+
+    eps = float(jnp.finfo("float32").eps)
+    for matrix, *found in zip(a.astype(np.float64), *jax.device_get(run(a)), strict=True):
+        values, v, residuals = (np.asarray(leaf, np.float64) for leaf in found)
+        due = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+        room = 64 * eps * np.abs(due).max()
+        np.testing.assert_allclose(np.sort(values), due, rtol=0, atol=room)
+        assert np.all(np.linalg.norm(v @ matrix - values[:, None] * v, axis=1) <= residuals + room)
+        np.testing.assert_allclose(v @ v.T, np.eye(8), atol=64 * eps)
+
+
+def test_eigenpairs_of_narrow_floats_and_of_what_is_not_finite():
+    """Of floats narrower than float32 only the products are rounded, by 2⁻⁸ of the largest."""
+
+    @jax.jit
+    def run(diagonal, bad):
+        def pairs(diagonal):
+            return statistics.eigenpairs(lambda v: diagonal * v, diagonal, 2, 4, jax.random.key(0))
+
+        return pairs(diagonal), jax.vmap(pairs)(bad)
+
+    diagonal = jnp.array([1, -8, 4, 0], "bfloat16")
+    found, bad = run(diagonal, jnp.array([[1, jnp.nan, 2, 3], [1, jnp.inf, 2, 3]], "float32"))
+    assert (found.values.dtype, found.vectors.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(found.values, [-8, 4], atol=8 * 4 * 2**-8)
+    assert np.all(np.isnan(bad.values))
+    assert np.all(np.isnan(bad.residuals))
+    with pytest.raises(LayerError, match=r"like\['ids'\] is int32, it must be of real floats"):
+        statistics.eigenpairs(
+            lambda v: v, {"ids": jnp.arange(3, dtype="int32")}, 1, 1, jax.random.key(0)
+        )
+    with pytest.raises(LayerError, match=r"product gave arrays of shapes \(2,\).*like, \(3,\)"):
+        statistics.eigenpairs(lambda v: v[:2], jnp.ones(3), 1, 1, jax.random.key(0))
