@@ -3,7 +3,9 @@
 The one place that knows about precision and sharding:
 
 - **dtype**: operands of one contraction have one dtype and so has the result; XLA accumulates
-  narrower floats than float32 in float32 and rounds once.
+  narrower floats than float32 in float32 and rounds once.  What is multiplied or counted before it
+  is added is made wide first (:func:`accumulated`, :func:`divided`): 65,520 places, or the square
+  of 256, are infinite in float16.
 - **meshes with Explicit axes**: a contraction over a sharded axis leaves open how its result is
   laid out.  Here it keeps the layout of the axes that are not contracted; gathers, scatters and
   scans go through :func:`by_example`.
@@ -57,10 +59,18 @@ def total(delta: jax.Array) -> jax.Array:
 
 
 def accumulated(tree: Tree) -> Tree:
-    """``tree`` in a dtype wide enough to add many terms: at least float32."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf, tree
-    )
+    """``tree``, its floats in a dtype wide enough to add many terms: at least float32."""
+
+    def wide(leaf):
+        narrow = leaf.dtype.itemsize < 4 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float32) if narrow else leaf
+
+    return jax.tree.map(wide, tree)
+
+
+def divided(tree: Tree, count: float) -> Tree:
+    """``tree`` divided by a count, which a narrow float may not hold."""
+    return jax.tree.map(lambda leaf: (accumulated(leaf) / count).astype(leaf.dtype), tree)
 
 
 def taken(a: jax.Array, rows: Any) -> jax.Array:

@@ -242,8 +242,8 @@ def kernel_gradient(g: Windows, x: jax.Array, delta: jax.Array, groups: int = 1)
         cols = _columns(g, x, groups)
         delta = delta.reshape(*delta.shape[:-1], groups, -1)
         if cols.shape[-1] == delta.shape[-1] == 1:
-            product = cols[..., 0] * delta[..., None, :, 0]
-            return jnp.sum(contraction.accumulated(product), tuple(range(product.ndim - 2)))
+            cols, delta = contraction.accumulated((cols[..., 0], delta[..., None, :, 0]))
+            return jnp.sum(cols * delta, tuple(range(cols.ndim - 2)))
         cols, delta = (
             leaf.reshape(-1, *leaf.shape[leaf.ndim - keep :])
             for leaf, keep in ((cols, 3), (delta, 2))

@@ -6,13 +6,16 @@ It has no line in the table of cases: differences in float64 cannot judge what i
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
 from funcprop import LayerError, cast, precision
 from funcprop.checking.cases.case import normal
+from funcprop.checking.catalogue import ACTIVATIONS, LAYERS
 from funcprop.layer import is_inexact
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -199,6 +202,133 @@ def test_on_meshes(kind):
         leaf_bound=16 * BFLOAT16_EPS,
         whole_bound=4 * BFLOAT16_EPS,
     ).assert_ok()
+
+
+SUMS = {"reduce_sum", "cumsum", "cumprod", "reduce_prod", "scatter-add", "reduce_window_sum"}
+NOT_A_SUM = {
+    ("function", "reduce_sum"): "jax.vjp's own sum",
+    ("hard_sigmoid", "div by 6"): "a constant of its formula",
+    ("repeat of remat", "added to a carry"): "the residual stream, of as many terms as layers",
+}
+
+
+def is_narrow(variable):
+    return getattr(variable.aval, "dtype", None) in (jnp.float16, jnp.bfloat16)
+
+
+def narrow_sums(jaxpr):
+    """What a program adds or counts in floats narrower than float32; products of matrices are left
+    out, as XLA adds those in float32.
+    """
+    for eqn in jaxpr.eqns:
+        name, given = eqn.primitive.name, eqn.invars
+        literals = [v.val for v in given if isinstance(v, Literal)]
+        if name == "scan":
+            inner, consts = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
+            outs = inner.outvars[: eqn.params["num_carry"]]
+            carries = zip(inner.invars[consts : consts + len(outs)], outs, strict=True)
+            sums = {v: e for e in inner.eqns if e.primitive.name == "add" for v in e.outvars}
+            for carry, out in carries:
+                if is_narrow(out) and any(carry is v for v in getattr(sums.get(out), "invars", ())):
+                    yield "added to a carry"
+        if is_narrow(eqn.outvars[0]):
+            if name in SUMS:
+                yield name
+            # Numbers that stand in the source are weakly typed.
+            whole = jnp.issubdtype(given[0].aval.dtype, jnp.integer) if given else False
+            if name == "convert_element_type" and whole and not given[0].aval.weak_type:
+                yield "a whole number"
+            if name == "div" and literals and literals[0] % 1 == 0 and literals[0] > 2:
+                yield f"div by {literals[0]:g}"
+        for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_program):
+            if is_program(part):
+                yield from narrow_sums(getattr(part, "jaxpr", part))
+
+
+def is_program(value):
+    return isinstance(value, Jaxpr | ClosedJaxpr)
+
+
+def test_no_layer_adds_or_counts_in_narrow_floats():
+    """Of all programs of the table, traced in float16."""
+    found = set()
+    for case in (*LAYERS, *ACTIVATIONS):
+        x = case.draw(np.random.default_rng(7))
+        shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
+        if hasattr(x, "shape") and is_inexact(x):
+            shape = shape.shape
+
+        params = jax.eval_shape(lambda key, c=case, s=shape: c.layer.init(key, s)[0], KEY)
+        given = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float16 if is_inexact(a) else a.dtype),
+            (params, x),
+        )
+
+        def sweep(params, x, layer=case.layer):
+            y, residuals = layer.forward(params, x, KEY)
+            delta = jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, y)
+            return y, layer.backward(params, residuals, delta)
+
+        program = jax.make_jaxpr(sweep)(*given).jaxpr
+        found |= {(case.name, sum_) for sum_ in narrow_sums(program)}
+    assert found == set(NOT_A_SUM)
+
+
+def test_counts_beyond_float16_are_right():
+    """70,000 places or classes, more than float16 has numbers for."""
+    count = 70_000
+    x = jnp.ones((1, count, 1), jnp.float16)
+    delta = jnp.full((1, 1), 1000, jnp.float16)
+    y, residuals = fp.global_avg_pool.forward((), x)
+    delta_x, _ = fp.global_avg_pool.backward((), residuals, delta)
+    np.testing.assert_array_equal(y, 1)
+    np.testing.assert_allclose(delta_x[0, 0, 0], 1000 / count, rtol=2**-11)
+    z = jnp.zeros((1, count), jnp.float16)
+    np.testing.assert_allclose(fp.softmax.apply((), z)[0, 0], 1 / count, atol=2**-25)
+    y, residuals = fp.log_softmax.forward((), z)
+    np.testing.assert_allclose(y[0, 0], -np.log(count), rtol=2**-11)
+    # Σ δ is 70 000 too.
+    delta_z, _ = fp.log_softmax.backward((), residuals, jnp.ones_like(z).at[0, 0].set(8))
+    np.testing.assert_allclose(delta_z[0, 0], 7, rtol=2**-11)
+    assert abs(float(delta_z[0, 1])) < 2**-9
+
+
+def test_rules_add_and_square_in_wide_floats():
+    """Squares of 300, whose number is infinite in float16, and sums of many."""
+    model = fp.affine(1, bias=False)
+    w = {"w": jnp.full((1, 2), 0.5, jnp.float16)}
+    x = jnp.full((300, 2), 300, jnp.float16)
+    hebb, rule = fp.hebbian(model, oja=True), fp.forward_forward(model, 2)
+    wide, ones = jnp.full((1, 4), 100, jnp.float16), jnp.full((2, 2), 1.5, jnp.float16)
+
+    @jax.jit
+    def run():
+        labels = jnp.array([0, 1])
+        return (
+            *hebb.estimate(w, (), x / 2, None, None)[:2],
+            *rule.estimate({"w": wide}, (), ones, labels, None)[:2],
+            rule.predict({"w": wide}, ones),
+        )
+
+    value, tree, loss, grads, goodness = run()
+    np.testing.assert_allclose(value, 150**2, rtol=2**-10)
+    np.testing.assert_allclose(tree["w"], -(150**2 - 150**2 * 0.5), rtol=2**-10)
+    # Of a wrong label the goodness is 400², which in float16 is infinite.
+    np.testing.assert_allclose(goodness, 400**2, rtol=2**-10)
+    np.testing.assert_allclose(grads["w"][0, :2], 3 * 2 * 400 * 1.5, rtol=2**-9)
+    assert loss.dtype == grads["w"].dtype == jnp.float16
+
+
+def test_angles_of_gradients_whose_squares_are_no_numbers():
+    """Backprop's estimate is the gradient: 0 degrees, of any length."""
+    model = fp.affine(1, bias=False)
+    rule = fp.backpropagation(model, fp.mean_absolute_error)
+    metrics = jax.jit(fp.alignment(rule, model, fp.mean_absolute_error))
+    state = fp.init_state(rule, optax.sgd(0.1), {"w": jnp.zeros((1, 2))}, KEY)
+    for size in (1e-25, 1.0, 1e25):
+        found = metrics(state, (jnp.full((1, 2), size), -jnp.ones((1, 1))))
+        np.testing.assert_allclose(found["angle"], 0, atol=0.1)
+        np.testing.assert_allclose(found["ratio"], 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -754,3 +754,81 @@ def test_eigenpairs_of_narrow_floats_and_of_what_is_not_finite():
         )
     with pytest.raises(LayerError, match=r"product gave arrays of shapes \(2,\).*like, \(3,\)"):
         statistics.eigenpairs(lambda v: v[:2], jnp.ones(3), 1, 1, jax.random.key(0))
+
+
+NARROW = fp.affine(1, bias=False)  # under the absolute error the gradient of an example is x
+
+
+def test_products_and_sums_of_narrow_floats_are_wide():
+    """Gradients (300, ..., 300) and their squares and sums, beyond 65,504."""
+    params = {"w": jnp.zeros((1, 4), jnp.float16)}
+    x = jnp.full((300, 4), 300, jnp.float16)
+    y = -jnp.ones((300, 1), jnp.float16)
+    both = statistics.combine(
+        inner=statistics.inner_products,
+        norms=statistics.squared_norms,
+        moments=statistics.moments,
+        mean=statistics.mean_gradient,
+    )
+    found = jax.jit(both(NARROW, fp.mean_absolute_error))(params, x, y)
+    np.testing.assert_array_equal(found["inner"].total, 360_000)
+    np.testing.assert_array_equal(found["norms"].total, 360_000)
+    np.testing.assert_array_equal(found["moments"].gradient["w"], 300)
+    np.testing.assert_allclose(found["mean"]["w"], 300, rtol=2**-11)
+    assert found["mean"]["w"].dtype == jnp.float16
+    # Products of bfloat16 are not rounded to it: 257² = 66,049.
+    wide, x = {"w": jnp.zeros((1, 2), jnp.bfloat16)}, jnp.array([[1, 2**-8]], jnp.bfloat16)
+    inner = statistics.inner_products(NARROW, fp.mean_absolute_error)
+    found = inner(wide, x, -jnp.ones((1, 1), jnp.bfloat16))
+    np.testing.assert_array_equal(found.total, 1 + 2**-16)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_clipping_where_a_square_is_no_number(per_layer):
+    """Norms from 1e-35 to 1e37 of one batch; large inputs, large deltas, and rows of both kinds."""
+
+    @jax.jit
+    def run(bound, x, y, delta):
+        loss = fp.mean_absolute_error if delta is None else linear
+        clipped = statistics.clipped_gradient(bound, per_layer=per_layer)(NARROW, loss)
+        return clipped({"w": jnp.zeros((1, 4), x.dtype)}, x, y if delta is None else delta)
+
+    one = -jnp.ones((1, 1), "float32")
+    for size in (1e-35, 1e-25, 1e-3, 1e18, 1e21, 1e37):
+        x = jnp.full((1, 4), size / 2, "float32")
+        for bound in (size / 4, size, 4 * size):
+            due = min(bound, size) / 2
+            found = run(jnp.float32(bound), x, one, None).gradient["w"]
+            np.testing.assert_allclose(found, due, rtol=1e-6)
+            ones = jnp.full((1, 4), 0.5, "float32")
+            found = run(jnp.float32(bound), ones, None, jnp.full((1, 1), size, "float32"))
+            np.testing.assert_allclose(found.gradient["w"], due, rtol=1e-6)
+    # The second token is large and its delta 0, the third one has the gradient.
+    x = jnp.array([1.0, 1e30, 2.0])[:, None, None] * jnp.ones((1, 3, 4)) * jnp.eye(3)[..., None]
+    x = jnp.sum(x, 0, keepdims=True).astype("float32")
+    delta = jnp.array([0, 0, 1e20], "float32")[None, :, None]
+    found = run(jnp.float32(1), x, None, delta).gradient["w"]
+    np.testing.assert_allclose(found, 0.5, rtol=1e-6)
+    # float16, whose own c would be 0, and many examples, whose count is no float16.
+    x = jnp.full((2, 4), 30_000, "float16")
+    found = run(jnp.float32(1e-3), x, -jnp.ones((2, 1), "float16"), None).gradient["w"]
+    np.testing.assert_allclose(found, 5e-4, rtol=2**-10)
+    x = jnp.ones((70_000, 4), "float16")
+    found = run(jnp.float32(1), x, -jnp.ones((70_000, 1), "float16"), None)
+    np.testing.assert_allclose(found.gradient["w"], 0.5, rtol=2**-10)
+    np.testing.assert_array_equal(found.value, 1)
+
+
+def test_clipping_of_what_is_not_finite_and_by_a_bound_that_is_none():
+    clip = jax.jit(
+        lambda bound, x: statistics.clipped_gradient(bound)(NARROW, fp.mean_absolute_error)(
+            {"w": jnp.zeros((1, 4), "float32")}, x, -jnp.ones((1, 1), "float32")
+        )
+    )
+    x = jnp.full((1, 4), 0.5, "float32")
+    for bound in (-1.0, 0.0, jnp.nan):
+        assert np.all(np.isnan(clip(jnp.float32(bound), x).gradient["w"]))
+    for bad in (jnp.nan, jnp.inf, 3e38):  # of the last one the norm is infinite
+        assert np.all(np.isnan(clip(jnp.float32(1), x.at[0].set(bad)).gradient["w"]))
+    np.testing.assert_array_equal(clip(jnp.float32(jnp.inf), x).gradient["w"], x)
+    np.testing.assert_array_equal(clip(jnp.float32(1), 0 * x).gradient["w"], 0)

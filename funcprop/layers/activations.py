@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erfc
 
+from ..contraction import accumulated
 from ..layer import Layer, LayerError, check_float, check_number, gradient, stateless
 
 Function = Callable[[jax.Array], jax.Array]
@@ -234,18 +235,27 @@ def _tail(e):
 
 
 def _softmax_backward(weights, y, delta, statistic=gradient):
-    return y * (delta - jnp.sum(delta * y, axis=-1, keepdims=True)), ()
+    p, d = accumulated((y, delta))
+    return (p * (d - jnp.sum(d * p, axis=-1, keepdims=True))).astype(delta.dtype), ()
+
+
+def _softmax(z):
+    y = jax.nn.softmax(accumulated(z), axis=-1).astype(z.dtype)
+    return y, y
 
 
 def _log_softmax(z):
     z = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-    total = jnp.sum(jnp.exp(z), axis=-1, keepdims=True)
-    return z - jnp.log(total), (z, total)
+    wide = accumulated(z)
+    total = jnp.sum(jnp.exp(wide), axis=-1, keepdims=True)
+    return (wide - jnp.log(total)).astype(z.dtype), (z, total)
 
 
 def _log_softmax_backward(weights, residuals, delta, statistic=gradient):
     z, total = residuals
-    return delta - jnp.exp(z) * (jnp.sum(delta, axis=-1, keepdims=True) / total), ()
+    wide, d = accumulated((z, delta))
+    delta_z = d - jnp.exp(wide) * (jnp.sum(d, axis=-1, keepdims=True) / total)
+    return delta_z.astype(delta.dtype), ()
 
 
 def _over_last_axis(f, backward, name):
@@ -258,5 +268,5 @@ def _over_last_axis(f, backward, name):
     return Layer(stateless, forward, backward, name)
 
 
-softmax = _over_last_axis(lambda z: (jax.nn.softmax(z, axis=-1),) * 2, _softmax_backward, "softmax")
+softmax = _over_last_axis(_softmax, _softmax_backward, "softmax")
 log_softmax = _over_last_axis(_log_softmax, _log_softmax_backward, "log_softmax")

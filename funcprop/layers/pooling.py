@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..contraction import accumulated, by_example
+from ..contraction import accumulated, by_example, divided
 from ..layer import Layer, LayerError, check_float, gradient
 from ..windows import Padding, Windows, check_counts, check_padding, pads_of, per_axis
 from .shape import Example
@@ -187,7 +187,7 @@ def _global_avg_pool() -> Layer:
 
     def backward(weights, example, delta, statistic=gradient):
         *sizes, channels = example.shape
-        each = (delta / math.prod(sizes)).reshape(len(delta), *[1] * len(sizes), channels)
+        each = divided(delta, math.prod(sizes)).reshape(len(delta), *[1] * len(sizes), channels)
         return jnp.broadcast_to(each, (len(delta), *example.shape)), ()
 
     return Layer(init, forward, backward, "global_avg_pool")

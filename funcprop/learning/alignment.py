@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..contraction import accumulated
 from ..layer import Layer, LayerError
 from ..losses import Loss
+from ..statistics.per_example import length
 from ..sweep import value_and_backprop
 from .backpropagation import Rule
 from .feedback import matrices
@@ -89,17 +90,17 @@ def alignment(
 
 
 def _compared(prefix: str, tree: Tree, due: Tree) -> dict[str, jax.Array]:
-    sums: dict[str, list[jax.Array]] = {}
+    places: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
     paths = jax.tree_util.tree_flatten_with_path(due)[0]
     for (path, b), a in zip(paths, jax.tree.leaves(tree), strict=True):
-        a, b = accumulated((a, b))
-        own = jnp.stack([jnp.vdot(a, b), jnp.vdot(a, a), jnp.vdot(b, b)])
         for place in {"", jax.tree_util.keystr(path[:-1])}:
-            sums.setdefault(place, []).append(own)
+            places.setdefault(place, []).append(accumulated((a, b)))
     found = {}
-    for place, terms in sums.items():
-        inner, a, b = jnp.sum(jnp.stack(terms), axis=0)
-        cosine = inner / jnp.sqrt(a * b)
+    for place, leaves in places.items():
+        a, b = (
+            length([leaf.reshape(-1, 1) for leaf in side])[0] for side in zip(*leaves, strict=True)
+        )
+        cosine = sum(jnp.vdot(p / a, q / b) for p, q in leaves)
         found[f"{prefix}angle{place}"] = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
-        found[f"{prefix}ratio{place}"] = jnp.sqrt(a / b)
+        found[f"{prefix}ratio{place}"] = a / b
     return found

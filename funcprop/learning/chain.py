@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..combinators import Block, blocks
+from ..contraction import accumulated
 from ..layer import (
     Layer,
     LayerError,
@@ -171,8 +172,14 @@ def minus(a: Tree, b: Tree) -> Tree:
 
 
 def weighted(share: jax.Array, a: Tree) -> Tree:
-    """shareᵢ aᵢ for each example i, share (B,)."""
-    return jax.tree.map(lambda a: a * share.astype(a.dtype).reshape(-1, *(1,) * (a.ndim - 1)), a)
+    """shareᵢ aᵢ for each example i, share (B,); rounded once."""
+
+    def times(a):
+        wide = accumulated(a)
+        factor = share.astype(wide.dtype).reshape(-1, *(1,) * (a.ndim - 1))
+        return (wide * factor).astype(a.dtype)
+
+    return jax.tree.map(times, a)
 
 
 def scaled(scale: float, a: Tree) -> Tree:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..contraction import accumulated
 from ..layer import Layer, LayerError, as_layer, check_number
 from ..losses import Loss, as_loss
 from ..statistics.clipping import clipped_gradient
@@ -86,9 +87,13 @@ def dp_sgd(
         found = clipped(params, *batch, sample_weight=counts, key=own_key)
 
         deviation = noise_multiplier * max_norm / due
-        noise = optax.tree.random_like(noise_key, found.gradient)
+        wide = accumulated(found.gradient)
+        noise = optax.tree.random_like(noise_key, wide)
         noisy = jax.tree.map(
-            lambda grad, z: grad * (most / due) + deviation * z, found.gradient, noise
+            lambda grad, z, like: (grad * (most / due) + deviation * z).astype(like.dtype),
+            wide,
+            noise,
+            found.gradient,
         )
         return found.value, noisy, state
 

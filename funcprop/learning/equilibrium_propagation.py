@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..combinators import serial
+from ..contraction import accumulated
 from ..layer import Layer, LayerError, as_layer, check_count, check_number, position
 from ..layers.activations import elementwise
 from ..layers.dense import affine
@@ -139,9 +140,9 @@ def equilibrium_propagation(
         return layers, settled(layers, x, tuple(states), steps, None)
 
     def correlations(layers, x, states, share):
-        rho, _ = rates(x, states)
+        rho = accumulated(rates(x, states)[0])
         return tuple(
-            layer.backward(part, below, weighted(share, above))[1]
+            layer.backward(accumulated(part), below, weighted(share, above))[1]
             for (layer, part), below, above in zip(layers, rho, rho[1:], strict=False)
         )
 
@@ -161,7 +162,12 @@ def equilibrium_propagation(
 
         low = nudged(-beta) if symmetric else correlations(layers, x, free, share)
         apart = 2 * beta if symmetric else beta
-        tree = jax.tree.map(lambda low, high: (low - high) / apart, low, nudged(beta))
+        tree = jax.tree.map(
+            lambda low, high, like: ((low - high) / apart).astype(like.dtype),
+            low,
+            nudged(beta),
+            tuple(part for _, part in layers),
+        )
         return value, tree if stacked else tree[0], state
 
     def predict(params, x):

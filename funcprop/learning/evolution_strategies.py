@@ -160,7 +160,7 @@ def _evolution(objective, *, pairs, sigma, ranks, chunk, axis) -> Rule:
         values = jax.lax.map(jax.vmap(both), keys).reshape(-1, 2)
         if axis is not None:
             values = jax.lax.all_gather(values, axis, tiled=True)
-        values = _centred_ranks(values) if ranks else values
+        values = _centred_ranks(values) if ranks else accumulated(values)
         weights = (values[:, 0] - values[:, 1]) / (2 * pairs * sigma)
         if axis is not None:
             weights = _mine(weights, axis)
@@ -193,7 +193,7 @@ def _centred_ranks(values: jax.Array) -> jax.Array:
     ordered = jnp.sort(flat)
     below = jnp.searchsorted(ordered, flat, side="left")
     upto = jnp.searchsorted(ordered, flat, side="right")
-    rank = (below + upto - 1).astype(flat.dtype) / 2
+    rank = (below + upto - 1).astype(accumulated(flat).dtype) / 2
     return (rank / (flat.size - 1) - 0.5).reshape(values.shape)
 
 

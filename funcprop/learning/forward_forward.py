@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..combinators import Block, blocks, joined_blocks
+from ..contraction import accumulated
 from ..layer import (
     Layer,
     LayerError,
@@ -96,12 +97,13 @@ def forward_forward(
         wrong = (jnp.asarray(y).astype(jnp.int32) + shifts) % classes
         wrong = jax.vmap(lambda labels: one_hot(NAME, labels, like))(wrong)
         h = jnp.concatenate([_beside(x, true), *(_beside(x, labels) for labels in wrong)])
-        sign = jnp.where(jnp.arange(len(h)) < size, 1, -1).astype(h.dtype)
+        wide = accumulated(h).dtype
+        sign = jnp.where(jnp.arange(len(h)) < size, 1, -1).astype(wide)
         one = shares(sample_weight, size)
         one = jnp.full((size,), 1 / size) if one is None else one
-        share = jnp.concatenate([one, *[one / len(wrong)] * len(wrong)]).astype(h.dtype)
+        share = jnp.concatenate([one, *[one / len(wrong)] * len(wrong)]).astype(wide)
 
-        value, trees = jnp.zeros((), h.dtype), []
+        value, trees = jnp.zeros((), wide), []
         found = blocks(model, params)
         for block, f in zip(found, functions(NAME, found, key), strict=True):
             with _label_appended(block, classes):
@@ -111,17 +113,18 @@ def forward_forward(
             margin = sign * slope * (goodness - threshold)
             value += jnp.sum(share * jax.nn.softplus(-margin))
             by_goodness = -share * sign * slope * jax.nn.sigmoid(-margin)
-            delta = _by_example(by_goodness, h) * 2 * h / (h.size // len(h))
+            delta = _by_example(by_goodness, h) * 2 * accumulated(h) / (h.size // len(h))
+            delta = delta.astype(h.dtype)
             trees.append(back(delta, _unmixed)[1])
             h = _direction(h)
-        return value, joined_blocks(model, trees), state
+        return value.astype(x.dtype), joined_blocks(model, trees), state
 
     def predict(params, x):
         x = jnp.asarray(x)
 
         def of_label(label):
             h = _beside(x, jnp.broadcast_to(label, (len(x), classes)))
-            total = jnp.zeros(len(x), x.dtype)
+            total = jnp.zeros(len(x), accumulated(x).dtype)
             for block in blocks(model, params):
                 with _label_appended(block, classes):
                     h = block.layer.apply(block.params, h)
@@ -162,13 +165,14 @@ def _by_example(numbers: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _goodness(h: jax.Array) -> jax.Array:
-    return jnp.mean(h * h, axis=tuple(range(1, h.ndim)))
+    return jnp.mean(jnp.square(accumulated(h)), axis=tuple(range(1, h.ndim)))
 
 
 def _direction(h: jax.Array) -> jax.Array:
     # The smallest normal number keeps a block that is silent from dividing by 0.
-    norm = jnp.sqrt(_goodness(h) + jnp.finfo(h.dtype).tiny)
-    return h / _by_example(norm, h)
+    goodness = _goodness(h)
+    norm = jnp.sqrt(goodness + jnp.finfo(goodness.dtype).tiny)
+    return (accumulated(h) / _by_example(norm, h)).astype(h.dtype)
 
 
 def _unmixed(site: Site, inputs: Tree, delta: Tree) -> Tree:

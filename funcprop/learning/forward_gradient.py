@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ..combinators import blocks, joined_blocks
-from ..contraction import Varying, matched, one_by_one
+from ..contraction import Varying, divided, matched, one_by_one
 from ..layer import (
     Layer,
     LayerError,
@@ -117,7 +117,7 @@ def forward_gradient(
             u = optax.tree.random_like(direction_key, outputs)
             zeros = jax.tree.map(jnp.zeros_like, u)
             _, d = jax.jvp(lambda added: forward(added)[0], (zeros,), (u,))
-            return weighted(d * share, u)
+            return weighted(share, weighted(d, u))
 
         deltas = _mean_of(along, direction_keys)
         trees = [back(d, _own_gradient)[1] for back, d in zip(backs, deltas, strict=True)]
@@ -138,7 +138,7 @@ def forward_gradient(
 
 def _mean_of(f, keys):
     """The mean of f over keys, one after the other: memory does not grow with their number."""
-    return jax.tree.map(lambda leaf: leaf / len(keys), one_by_one(f, keys))
+    return one_by_one(lambda key: divided(f(key), len(keys)), keys)
 
 
 def _own_gradient(site, inputs, delta):

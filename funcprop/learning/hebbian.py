@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..combinators import Block, blocks, joined_blocks
-from ..contraction import total
+from ..contraction import accumulated, total
 from ..layer import Layer, LayerError, Site, as_layer
 from ..losses import Loss
 from ..statistics.statistic import AtSite, map_sites
@@ -78,7 +78,12 @@ def hebbian(model: Layer, loss: Loss | None = None, *, oja: bool = False) -> Rul
             _, at_site = back(h, statistic)
             _check_one_matrix(block, at_site)
             trees.append(map_sites(lambda at, own: _change(at, own, oja), at_site, block.params))
-        own = jnp.mean(h * h, tuple(range(1, h.ndim))) if loss is None else loss.apply((), (h, y))
+        squares = jnp.square(accumulated(h))
+        own = (
+            loss.apply((), (h, y))
+            if loss is not None
+            else (jnp.mean(squares, tuple(range(1, h.ndim))))
+        )
         value, _ = weighted_mean(own, share)
         return value, joined_blocks(model, trees), state
 
@@ -87,6 +92,7 @@ def hebbian(model: Layer, loss: Loss | None = None, *, oja: bool = False) -> Rul
 
 def _with_squares(share: jax.Array, site: Site, inputs: Tree, delta: Tree) -> AtSite:
     """Means over the batch of δzᵀ x, and of δz² where the parameters have their outputs."""
+    inputs, delta = accumulated((inputs, delta))
     grads = site.gradient(inputs, weighted(share, delta))
     named = set(grads) if isinstance(grads, dict) else set()
     # A shared matrix is used at several places, and the delta of one only is its own output.
@@ -116,8 +122,9 @@ def _check_one_matrix(block: Block, found: Tree) -> None:
 def _change(at: AtSite, part: Tree, oja: bool) -> Tree:
     grads, squares = at.piece
     if oja:
-        grads = {name: grad - squares[name] * part[name] for name, grad in grads.items()}
-    return jax.tree.map(lambda grad: -grad, grads)
+        wide = accumulated(part)
+        grads = {name: grad - squares[name] * wide[name] for name, grad in grads.items()}
+    return jax.tree.map(lambda grad, like: (-grad).astype(like.dtype), grads, part)
 
 
 def _is_at_site(node: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..contraction import accumulated
 from ..layer import Layer, LayerError, Site, check_count, check_number, gradient
 from ..losses import Loss
 from ..rows import matrix_of, of_matrix
@@ -124,6 +125,7 @@ def _mirrored(
     if repeats:
         inside = functools.partial(_mirrored, site, samples, repeats[1:])
         return jax.vmap(inside)(jax.random.split(key, repeats[0]), own)
-    w = matrix_of(site, own)
+    w = accumulated(matrix_of(site, own))
     noise = jax.random.normal(key, (samples, w.shape[1]), w.dtype)
-    return own | of_matrix(site, (noise @ w.T).T @ noise / samples, own)
+    found = of_matrix(site, (noise @ w.T).T @ noise / samples, own)
+    return own | {name: leaf.astype(own[name].dtype) for name, leaf in found.items()}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, Site, as_layer, gradient, is_concrete
+from ..contraction import accumulated
+from ..layer import Layer, LayerError, Site, as_layer, is_concrete
 from ..losses import Loss, as_loss
 from ..sweep import check_sample_weight, checked_batch, forward_pass
-from .per_example import squared_norm
-from .statistic import Statistic, added, map_sites
+from .per_example import length, norm, weighted
+from .statistic import Statistic, map_sites
 
 Tree = Any
 Array = jax.Array
@@ -24,7 +26,8 @@ class Clipped(NamedTuple):
     Attributes:
         value: the mean loss; 0 where no example counts.
         gradient: 1/B Σᵢ wᵢ cᵢ gᵢ, shaped like the parameters.
-        squared_norms: ‖gᵢ‖² (B,), before clipping; with ``per_layer`` in total.
+        squared_norms: ‖gᵢ‖² (B,), before clipping; with ``per_layer`` in total.  Infinite where it
+            is too large for a float, which ‖gᵢ‖ is not.
     """
 
     value: Array
@@ -40,9 +43,10 @@ def clipped_gradient(
         g̃ = 1/B Σᵢ cᵢ gᵢ      cᵢ = min(1, max_norm/‖gᵢ‖)
 
     (Abadi 2016, arXiv 1607.00133, algorithm 1, without its noise).  One forward pass and two
-    sweeps back, and no gᵢ is ever formed: the first sweep gives the norms, the second one sends
-    ∂/∂ℓᵢ = cᵢ/B, since a sweep is linear in what it sends.  With ``per_layer`` one sweep is
-    enough: each site clips with its own norm.
+    sweeps back, and no gᵢ is ever formed: the first sweep gives the norms, and in the second one
+    each site scales its delta by cᵢ/B, since a gradient is linear in delta.  With ``per_layer`` one
+    sweep is enough: each site clips with its own norm.  Norms are right where their squares are too
+    large for a float, or too small.
 
     Args:
         max_norm: the bound of ‖gᵢ‖, above 0; with ``per_layer`` that of each site's part, so that
@@ -56,8 +60,8 @@ def clipped_gradient(
         can change is known beforehand.
 
     Raises:
-        LayerError: for a max_norm that is not above 0, for layers that mix examples, and as
-            :func:`~funcprop.value_and_backprop`.
+        LayerError: for a max_norm that is not above 0 (under a trace the gradient is NaN), for
+            layers that mix examples, and as :func:`~funcprop.value_and_backprop`.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import dense, mean_squared_error
@@ -72,11 +76,12 @@ def clipped_gradient(
     if is_concrete(max_norm) and not max_norm > 0:
         raise LayerError("clipped_gradient", f"max_norm is {max_norm}, a number above 0 is due")
 
-    def factors(squared: Array) -> Array:
-        """c = min(1, max_norm/‖g‖), 1 for a gradient of 0."""
-        too_long = squared > max_norm * max_norm
-        root = jnp.sqrt(jnp.where(too_long, squared, 1))
-        return jnp.where(too_long, max_norm / root, jnp.where(jnp.isnan(squared), squared, 1))
+    def root(norms: Array) -> Array:
+        """√c, as c itself may be too small for a float; NaN for an invalid max_norm or norm."""
+        bound = jnp.asarray(max_norm).astype(norms.dtype)
+        too_long = norms > bound
+        c = jnp.where(too_long, jnp.sqrt(bound) / jnp.sqrt(jnp.where(too_long, norms, 1)), 1)
+        return jnp.where((bound > 0) & jnp.isfinite(norms), c, jnp.nan)
 
     def clipped(model: Layer, loss: Loss) -> Callable[..., Clipped]:
         model, loss = as_layer(model, "model"), as_loss(loss)
@@ -85,34 +90,32 @@ def clipped_gradient(
             x, size = checked_batch(x, y)
             check_sample_weight(sample_weight, size, some=False)
             losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
-            counts = jnp.ones_like(losses)
+            wide = accumulated(losses)
+            counts = jnp.ones_like(wide)
             if sample_weight is not None:
-                counts = jnp.asarray(sample_weight).astype(losses.dtype)
+                counts = jnp.asarray(sample_weight).astype(wide.dtype)
+
+            def scaled(site: Site, inputs: Tree, delta: Tree, norms: Array) -> Tree:
+                c = root(norms)
+                return weighted(site, inputs, delta, c, c, counts / size)
 
             def at_site(site: Site, inputs: Tree, delta: Tree) -> Any:
-                squared = squared_norm(site, inputs, delta)
-                if not per_layer:
-                    return squared
-                scaled = _scaled(delta, counts * factors(squared).astype(counts.dtype))
-                return squared, gradient(site, inputs, scaled)
+                norms = norm(site, inputs, delta)
+                return (norms, scaled(site, inputs, delta, norms)) if per_layer else (norms, ())
 
-            norms = Statistic("clipped gradients", at_site, lambda found, size: None)
-            _, found = back.from_losses(jnp.ones_like(losses), norms.at)
-            total = jnp.sum(counts)
-            value = jnp.sum(counts * losses) / jnp.where(total == 0, 1, total)
+            statistic = Statistic("clipped gradients", at_site, lambda found, size: None)
+            _, found = back.from_losses(jnp.ones_like(losses), statistic.at)
+            norms = length(jax.tree.leaves(map_sites(lambda at: at.piece[0], found)))
             if per_layer:
-                squared = added(map_sites(lambda at: at._replace(piece=at.piece[0]), found))
-                grads = map_sites(lambda at: jax.tree.map(lambda g: g / size, at.piece[1]), found)
-                return Clipped(value, grads, squared)
-            squared = added(found)
-            share = counts * (factors(squared) / size).astype(losses.dtype)
-            return Clipped(value, back.from_losses(share, gradient)[1], squared)
+                grads = map_sites(lambda at: at.piece[1], found)
+            else:
+                grads = back.from_losses(
+                    jnp.ones_like(losses), functools.partial(scaled, norms=norms)
+                )[1]
+            total = jnp.sum(counts)
+            value = jnp.sum(counts * wide) / jnp.where(total == 0, 1, total)
+            return Clipped(value.astype(losses.dtype), grads, norms * norms)
 
         return f
 
     return clipped
-
-
-def _scaled(delta: Tree, c: Array) -> Tree:
-    """cᵢ δᵢ."""
-    return jax.tree.map(lambda d: d * c.astype(d.dtype).reshape(-1, *[1] * (d.ndim - 1)), delta)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..contraction import accumulated
 from ..layer import Layer, LayerError, as_layer, check_count
 from ..losses import Loss, as_loss
 from ..sweep import Back, checked_batch, forward_pass
@@ -215,11 +216,12 @@ def hessian_diagonal(model: Layer, loss: Loss, samples: int) -> Callable[..., Tr
         def one(total, key):
             vector = optax.tree.random_like(key, params, jax.random.rademacher)
             found = product(params, x, y, vector, key=model_key)
-            return jax.tree.map(lambda t, v, h: t + v * h, total, vector, found), None
+            wide = accumulated((vector, found))
+            return jax.tree.map(lambda t, v, h: t + v * h, total, *wide), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = accumulated(jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(one, zeros, jax.random.split(signs_key, samples))
-        return jax.tree.map(lambda leaf: leaf / samples, total)
+        return jax.tree.map(lambda t, like: (t / samples).astype(like.dtype), total, params)
 
     return f
 

@@ -203,7 +203,7 @@ def gauss_newton_vector_product(model: Layer, loss: Loss) -> Callable[..., Tree]
         def slope(floats):
             prediction = with_floats(back.prediction, floats)
             _, residuals = loss.forward(loss_own, (prediction, y))
-            (delta, _), _ = loss.backward(loss_own, residuals, jnp.ones_like(losses) / size)
+            (delta, _), _ = loss.backward(loss_own, residuals, jnp.full_like(losses, 1 / size))
             return delta
 
         _, bent = jax.jvp(slope, (floats_of(back.prediction),), (tangent,))

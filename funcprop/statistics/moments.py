@@ -58,19 +58,21 @@ def squares(site: Site, inputs: Tree, delta: Tree) -> Tree:
 
 
 def _squares(site: Site, inputs: Tree, delta: Tree) -> Tree:
+    inputs, delta = accumulated((inputs, delta))
     rows = None if site.rows is None else site.rows(inputs, delta)
     if rows is None or isinstance(rows[0], OneHot) or rows[0].shape[1] > 1:
-        each = accumulated(each_gradient(site, inputs, delta))
+        each = each_gradient(site, inputs, delta)
         return jax.tree.map(lambda g: jnp.sum(g * g, axis=0), each)
-    left, right = accumulated((dense(rows[0]), rows[1]))
+    left, right = dense(rows[0]), rows[1]
     like = jax.eval_shape(site.gradient, inputs, delta)
     found = of_matrix(site, jnp.einsum("brm,brn->mn", right * right, left * left), like)
-    own = accumulated(bias(site, inputs, delta))
+    own = bias(site, inputs, delta)
     return found | jax.tree.map(lambda g: jnp.sum(g * g, axis=0), own)
 
 
 def _at_site(site: Site, inputs: Tree, delta: Tree) -> tuple[Tree, Tree]:
-    return accumulated(gradient(site, inputs, delta)), squares(site, inputs, delta)
+    wide = accumulated((inputs, delta))
+    return gradient(site, *wide), squares(site, *wide)
 
 
 def _finish(found: Tree, size: int) -> Moments:

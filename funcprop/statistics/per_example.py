@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..contraction import accumulated, by_example, few_in_cache
-from ..layer import Layer, LayerError, Site, gradient
+from ..layer import Layer, LayerError, Site
 from ..losses import Loss
 from ..rows import Beside, OneHot, Rows, dense, of_matrix, products
 from .statistic import Statistic, added, examples_first, map_sites
@@ -67,6 +67,46 @@ def squared_norm(site: Site, inputs: Tree, delta: Tree) -> Array:
     return by_example(functools.partial(_in_cache, _squared_norm, site), inputs, delta)
 
 
+def norm(site: Site, inputs: Tree, delta: Tree) -> Array:
+    """‖gᵢ‖ (B,), where its square is too large for a float, or too small."""
+    return by_example(functools.partial(_in_cache, _norm, site), inputs, delta)
+
+
+def weighted(site: Site, inputs: Tree, delta: Tree, *factors: Array | float) -> Tree:
+    """Σᵢ cᵢ gᵢ, shaped like the site's parameters, added in at least float32 and rounded once.
+
+    cᵢ is the product of the factors, (B,) or of all examples, which are applied one by one.
+    """
+    like = jax.eval_shape(site.gradient, inputs, delta)
+    inputs, delta = accumulated((inputs, delta))
+    for c in map(jnp.asarray, factors):
+        delta = jax.tree.map(
+            lambda d, c=c: d * c.astype(d.dtype).reshape(-1, *[1] * (d.ndim - 1)), delta
+        )
+    return jax.tree.map(lambda g, a: g.astype(a.dtype), site.gradient(inputs, delta), like)
+
+
+def length(arrays: list[Array]) -> Array:
+    """The norm of several arrays (..., B) over all axes but the last, whatever their scale."""
+    most = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(a), _but_last(a)) for a in arrays])
+    unit = _unit(most)
+    squares = [jnp.sum(jnp.square(a / unit), _but_last(a)) for a in arrays]
+    return unit * jnp.sqrt(functools.reduce(jnp.add, squares))
+
+
+def _unit(most: Array) -> Array:
+    """In which numbers up to ``most`` have squares that are none too large or too small.
+
+    XLA may divide by it as a product with 1/unit, which has to be a number too.
+    """
+    tiny = jnp.finfo(most.dtype).tiny
+    return jnp.clip(most, tiny, 1 / tiny)
+
+
+def _but_last(a: Array) -> tuple[int, ...]:
+    return tuple(range(a.ndim - 1))
+
+
 def _each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
     grads = _vmapped(site, inputs, delta)
     if site.rows is None:
@@ -80,19 +120,70 @@ def _each_gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
 
 
 def _squared_norm(site: Site, inputs: Tree, delta: Tree) -> Array:
+    inputs, delta = accumulated((inputs, delta))
+    rows = _rows(site, inputs, delta)
+    if rows is None:
+        return _norms(_vmapped(site, inputs, delta))
+    return _squares(*rows) + _norms(bias(site, inputs, delta))
+
+
+def _norm(site: Site, inputs: Tree, delta: Tree) -> Array:
+    inputs, delta = accumulated((inputs, delta))
+    rows = _rows(site, inputs, delta)
+    if rows is None:
+        return length(_flat_last(_vmapped(site, inputs, delta)))
+    left, right, unit = _in_units(*rows)
+    own = unit * jnp.sqrt(_squares(left, right))
+    return length([own, *_flat_last(bias(site, inputs, delta))])
+
+
+def _rows(site: Site, inputs: Tree, delta: Tree) -> tuple[Rows, Array] | None:
+    """The site's rows, where gᵢ is not cheaper by its gradient."""
     if site.rows is None:
-        return _norms(_vmapped(site, inputs, delta))
+        return None
     left, right = site.rows(inputs, delta)
+    formed = isinstance(left, OneHot) and not _gram_is_cheaper(left, right)
+    return None if formed else (left, right)
+
+
+def _squares(left: Rows, right: Array) -> Array:
+    """‖Mᵢ‖² (B,)."""
     if _gram_is_cheaper(left, right):
-        squares = accumulated(products(left, left)) * accumulated(products(right, right))
-    elif isinstance(left, OneHot):
-        return _norms(_vmapped(site, inputs, delta))
+        squares = products(left, left) * products(right, right)
     else:
-        squares = jnp.square(accumulated(_matrices(left, right)))
-    return jnp.sum(squares, axis=(1, 2)) + _norms(bias(site, inputs, delta))
+        squares = jnp.square(_matrices(left, right))
+    return jnp.sum(squares, axis=(1, 2))
 
 
-def _matrices(left: Array | Beside, right: Array) -> Array:
+def _in_units(left: Rows, right: Array) -> tuple[Rows, Array, Array]:
+    """Rows of numbers up to 1 and the unit (B,) that Mᵢ = unit Σᵣ rightᵀ left then has.
+
+    Each row has a unit of its own, as one of a large input may have a small delta.
+    """
+    most = _largest(right)
+    right, both = right / _unit(most), _unit(most)
+    if not isinstance(left, OneHot):
+        parts = left.parts if isinstance(left, Beside) else (left,)
+        largest = functools.reduce(jnp.maximum, map(_largest, parts))
+        parts = tuple(part / _unit(largest) for part in parts)
+        left = Beside(parts) if isinstance(left, Beside) else parts[0]
+        most, both = most * largest, both * _unit(largest)
+    both = jnp.where(most == 0, 0, both)
+    unit = _unit(jnp.max(both, axis=1, keepdims=True))
+    return left, right * (both / unit), unit[:, 0, 0]
+
+
+def _largest(rows: Array) -> Array:
+    """(B, R, 1)."""
+    return jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
+
+
+def _flat_last(grads: Tree) -> list[Array]:
+    """Each leaf (B, ...) as (n, B)."""
+    return [leaf.reshape(len(leaf), -1).T for leaf in jax.tree.leaves(grads)]
+
+
+def _matrices(left: Rows, right: Array) -> Array:
     """Mᵢ (B, m, n).
 
     XLA's CPU compiler makes a product of single rows part of a loop over all of Mᵢ that computes
@@ -146,16 +237,15 @@ def inner_product(site: Site, first: tuple[Tree, Tree], second: tuple[Tree, Tree
 
 
 def _inner_product(site: Site, first: tuple[Tree, Tree], second: tuple[Tree, Tree]) -> Array:
+    first, second = accumulated((first, second))
     if site.rows is None or not _pairs_are_cheaper(site.rows(*first)):
-        grads = (each_gradient(site, *given) for given in (first, second))
-        return _products(*(jax.tree.leaves(accumulated(tree)) for tree in grads))
+        return _products(*(each_gradient(site, *given) for given in (first, second)))
     (left, right), (left_2, right_2) = site.rows(*first), site.rows(*second)
     # The rows of all examples at once, as if of one.
     gram = products(_flat(left), _flat(left_2)) * products(_flat(right), _flat(right_2))
     sizes = (*left.shape[:2], *left_2.shape[:2])
-    inner = jnp.sum(accumulated(gram[0]).reshape(sizes), axis=(1, 3))
-    biases = (bias(site, *given) for given in (first, second))
-    return inner + _products(*(jax.tree.leaves(accumulated(tree)) for tree in biases))
+    inner = jnp.sum(gram[0].reshape(sizes), axis=(1, 3))
+    return inner + _products(*(bias(site, *given) for given in (first, second)))
 
 
 def _vmapped(site: Site, inputs: Tree, delta: Tree) -> Tree:
@@ -171,14 +261,14 @@ def bias(site: Site, inputs: Tree, delta: Tree) -> Tree:
 
 
 def _norms(grads: Tree) -> Any:
-    leaves = jax.tree.leaves(accumulated(grads))
+    leaves = jax.tree.leaves(grads)
     return sum((jnp.sum(g * g, tuple(range(1, g.ndim))) for g in leaves), start=0.0)
 
 
-def _products(a: list[Array], b: list[Array]) -> Any:
+def _products(a: Tree, b: Tree) -> Any:
     flat = (
         jnp.einsum("in,jn->ij", p.reshape(len(p), -1), q.reshape(len(q), -1))
-        for p, q in zip(a, b, strict=True)
+        for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
     return sum(flat, start=0.0)
 
@@ -224,8 +314,12 @@ def _inner_products(found: Tree, size: int) -> InnerProducts:
     return InnerProducts(added(found, 2), examples_first(found, 2))
 
 
-def _mean(found: Tree, size: int) -> Tree:
-    return map_sites(lambda at: jax.tree.map(lambda leaf: leaf / size, at.piece), found)
+def _mean(site: Site, inputs: Tree, delta: Tree) -> Tree:
+    return weighted(site, inputs, delta, 1 / len(jax.tree.leaves(delta)[0]))
+
+
+def _pieces(found: Tree) -> Tree:
+    return map_sites(lambda at: at.piece, found)
 
 
 pairs = Statistic(
@@ -236,7 +330,7 @@ pairs = Statistic(
 )
 """The raw (inputs, delta) of every site, to look at; the inputs are what the layer's site takes."""
 
-mean_gradient = Statistic("gradients", gradient, _mean, by_example=False)
+mean_gradient = Statistic("gradients", _mean, lambda found, size: _pieces(found), by_example=False)
 """The gradient of the mean loss, shaped like the parameters: for :func:`combine`."""
 
 per_example_gradients = Statistic(
