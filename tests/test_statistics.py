@@ -832,3 +832,13 @@ def test_clipping_of_what_is_not_finite_and_by_a_bound_that_is_none():
         assert np.all(np.isnan(clip(jnp.float32(1), x.at[0].set(bad)).gradient["w"]))
     np.testing.assert_array_equal(clip(jnp.float32(jnp.inf), x).gradient["w"], x)
     np.testing.assert_array_equal(clip(jnp.float32(1), 0 * x).gradient["w"], 0)
+
+
+def test_batches_whose_counts_do_not_fit():
+    """Five inputs and four targets, and the other way round: nine of each."""
+    between = statistics.inner_products_between(NARROW, fp.mean_absolute_error)
+    x, y = jnp.zeros((5, 4)), jnp.zeros((5, 1))
+    with pytest.raises(LayerError, match=r"batch has x and y of shapes \[\(5, 4\), \(4, 1\)\]"):
+        between({"w": jnp.zeros((1, 4))}, (x, y[:4]), (x[:4], y))
+    with pytest.raises(LayerError, match=r"other has x and y .* same number of examples"):
+        between({"w": jnp.zeros((1, 4))}, (x, y), (x[:4], y))

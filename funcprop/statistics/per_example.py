@@ -394,6 +394,14 @@ def inner_products_between(model: Layer, loss: Loss) -> Callable[..., InnerProdu
 
 
 def _joined(batch: Tree, other: Tree) -> Tree:
+    for name, pair in (("batch", batch), ("other", other)):
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(pair)]
+        if len({shape[:1] for shape in shapes}) > 1:
+            raise LayerError(
+                "inner_products_between",
+                f"{name} has x and y of shapes {shapes}, they must have the same number of "
+                "examples",
+            )
     try:
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, other)
     except (TypeError, ValueError) as error:
