@@ -4,6 +4,7 @@ from . import checking as checking
 from . import datasets as datasets
 from . import statistics as statistics
 from .auxiliary import auxiliary as auxiliary
+from .auxiliary import weighted as weighted
 from .calibration import calibrate as calibrate
 from .checking.compare import compare as compare
 from .checking.functions import check_gradient as check_gradient

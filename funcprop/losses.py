@@ -7,11 +7,19 @@ The mean over the batch is taken in one place, :func:`~funcprop.value_and_backpr
 many tokens (prediction (B, T, C)) has as its loss the mean over them; with the pair
 (target, mask) in place of the target, mask (B, T) boolean, the mean over those where mask is True.
 
-Two functions more speak of each example's own loss as a function of its prediction, with H its
+Two optional functions speak of each example's own loss as a function of its prediction, with H its
 Hessian (of a convex loss; at a kink 0):
 
     root(residuals)          S (K, *prediction.shape) with H = Σₖ Sₖ Sₖᵀ
     sample(key, residuals)   s (*prediction.shape,) random with E[s sᵀ] = H
+
+A loss that is a mean is ℓ = Σₖ sₖ ℓₖ over independent terms (tokens, outputs), and if each ℓₖ is a
+negative log-likelihood, then over targets drawn from the model, with Hₖ the Hessian of ℓₖ,
+
+    H = Σₖ sₖ Hₖ      E[∂ℓ ∂ℓᵀ] = Σₖ sₖ² Hₖ
+
+so that a column of the Fisher information is √sₖ times one of the Hessian; both are equal for one
+term alone.  Everything is computed in float32 or wider and rounded once.
 """
 
 from __future__ import annotations
@@ -25,8 +33,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .contraction import accumulated
 from .layer import Layer, LayerError, check_number, gradient, is_concrete, is_inexact
-from .targets import check_alike, check_classes, kept, share_of, unpack
+from .targets import (
+    as_floats,
+    as_labels,
+    check_alike,
+    check_classes,
+    is_distribution,
+    kept,
+    share_of,
+    share_where,
+    slack_of,
+    unpack,
+)
 
 Tree = Any
 Array = jax.Array
@@ -40,45 +60,80 @@ class Loss(NamedTuple):
         forward: ``forward(params, (prediction, target), key=None) -> losses (B,), residuals``.
         backward: ``backward(weights, residuals, delta, statistic=gradient) ->
             (delta_prediction, delta_target), tree`` with delta (B,).
-        root: ``root(residuals) -> (K, *prediction.shape)``, a square root of the Hessian.
-        sample: ``sample(key, residuals) -> (*prediction.shape,)``, a random column of it.
+        root: ``root(residuals) -> (K, *prediction.shape)``, a square root of the Hessian; ``None``
+            where there is none, and then :func:`~funcprop.statistics.exact` errors say so.
+        sample: ``sample(key, residuals) -> (*prediction.shape,)``, a random column of it, with mean
+            0; ``None`` as for ``root``, and :func:`~funcprop.statistics.sampled` errors.
         name: what errors call it.
         parts, rebuild: as of a layer.
-        likelihood: whether ℓ is a negative log-likelihood of the target up to a constant, and
-            ``sample`` its derivative at a target drawn from the model; ``root`` is then one of the
-            Fisher information too.
+        likelihood: whether ℓ = Σₖ sₖ ℓₖ, each ℓₖ the negative log-likelihood of a target up to a
+            constant, independent of the others.  ``sample`` is then Σₖ √sₖ ∂ℓₖ at targets drawn
+            from the model.
+        terms: ``terms(residuals) -> s``, the shares sₖ, broadcastable to the prediction; ``None``
+            for one term of share 1.
     """
 
     init: Callable[..., tuple[Tree, Any]]
     forward: Callable[..., tuple[Array, Tree]]
     backward: Callable[..., tuple[Tree, Tree]]
-    root: Callable[[Tree], Array]
-    sample: Callable[[Array, Tree], Array]
+    root: Callable[[Tree], Array] | None = None
+    sample: Callable[[Array, Tree], Array] | None = None
     name: str = ""
     parts: tuple = ()
     rebuild: Callable | None = None
     likelihood: bool = False
+    terms: Callable[[Tree], Array] | None = None
 
     def apply(self, params: Tree, x: Tree, key: Array | None = None) -> Array:
         """The losses (B,) without residuals; ``x`` is (prediction, target)."""
         return self.forward(params, x, key)[0]
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """A loss is not called; raises an error that says what to do instead."""
+        raise LayerError(
+            self.name or "loss",
+            "it is a Loss already, and not a function to call; give it as it is, as in "
+            "value_and_backprop(model, loss), or use loss.apply((), (prediction, target))",
+        )
+
 
 def no_parameters(key: Array | None, shape: Any) -> tuple[tuple[()], tuple[()]]:
-    """``init`` of a loss without parameters; a loss with another ``init`` has some."""
+    """``init`` of a loss without parameters."""
     return (), ()
 
 
+def has_parameters(loss: Loss) -> bool:
+    """Whether ``loss.init`` gives parameters; nothing is computed."""
+    if loss.init is no_parameters:  # spares the trace
+        return False
+    structs = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    try:
+        params = jax.eval_shape(lambda key: loss.init(key, structs)[0], jax.random.key(0))
+    except Exception:  # it reads the shapes, as only an init that makes arrays must
+        return True
+    return bool(jax.tree.leaves(params))
+
+
 def as_loss(loss: Any) -> Loss:
-    """``loss`` itself if it is one, else an error that says what it is."""
+    """``loss`` itself if it is one, else an error that says what to do."""
     if all(hasattr(loss, attribute) for attribute in ("forward", "backward", "root", "sample")):
         return loss
     name = getattr(loss, "__name__", None) or getattr(loss, "name", None) or repr(loss)
     advice = f"it is a {type(loss).__name__}"
     if isinstance(loss, Layer):
-        advice += "; the model stands in front of the loss"
-    if callable(loss) and getattr(loss, "__module__", "").startswith("funcprop."):
+        advice += (
+            "; the model stands in front of the loss.  A layer on (prediction, target) that gives "
+            "(B,) becomes a loss by Loss(layer.init, layer.forward, layer.backward)"
+        )
+    elif callable(loss) and getattr(loss, "__module__", "").startswith("funcprop."):
         advice = f"it is a constructor, call it: {name}()"
+    elif callable(loss):
+        advice = (
+            "it is a bare function; use a loss of funcprop (mean_squared_error, "
+            "softmax_cross_entropy(), ...), or write Loss(no_parameters, forward, backward), or "
+            "for a prototype let jax.vjp differentiate f(params, (prediction, target)) -> (B,): "
+            "Loss(*function(f, no_parameters)[:3])"
+        )
     raise LayerError("loss", f"{name} is not a Loss: {advice}")
 
 
@@ -93,7 +148,7 @@ def _elementwise(
     curvature: Callable[[Array, Array], Array],
     noise: Callable[[Array, Array], Array] | None = None,
     check: Callable[[str, Any], None] | None = None,
-    valid: Callable[[Array], Array] | None = None,
+    valid: Callable[[Array, float], Array] | None = None,
     integers: bool = False,
     likelihood: bool = False,
 ) -> Loss:
@@ -101,8 +156,8 @@ def _elementwise(
 
     ``curvature`` is the second derivative by the prediction and ``noise(key, p)`` a random
     number an output with that variance; by default a normal one.  ``check`` raises for concrete
-    targets that are none, ``valid`` says where they are good, under a trace; ``integers`` allows
-    integer targets.
+    targets that are not valid, ``valid(target, slack)`` says which are, under a trace;
+    ``integers`` allows integer targets.
     """
 
     def forward(params, x, key=None):
@@ -110,40 +165,45 @@ def _elementwise(
         check_alike(name, prediction, target, integers)
         if check is not None and is_concrete(target):
             check(name, np.asarray(target, np.float64)[kept(mask, target)])
-        floats = is_inexact(target)
-        target = jnp.asarray(target).astype(prediction.dtype)
-        share = share_of(name, prediction, mask) / (
-            prediction.shape[-1] if prediction.ndim > 1 else 1
-        )
-        losses = loss(prediction, target)
-        good = None if valid is None else valid(target)
-        if good is not None:
-            losses = jnp.where(good, losses, jnp.nan)
-        kinds = _Kinds(floats, mask is not None)
-        return example_sum(share, losses), (prediction, target, good, share, kinds)
+        kinds = Kinds(is_inexact(target), mask is not None, prediction.dtype)
+        target = as_floats(target, prediction.dtype)
+        wide = accumulated((prediction, target))
+        share = share_of(name, wide[0], mask) / (prediction.shape[-1] if prediction.ndim > 1 else 1)
+        if valid is not None:
+            share = share_where(valid(wide[1], slack_of(prediction.dtype)), share)
+        losses = example_sum(share, loss(*wide)).astype(prediction.dtype)
+        return losses, (prediction, target, share, kinds)
 
     def backward(weights, residuals, delta, statistic=gradient):
-        prediction, target, good, share, kinds = residuals
-
-        def spread_out(slopes):
-            slopes = slopes if good is None else jnp.where(good, slopes, jnp.nan)
-            return spread(share, slopes, delta)
-
-        delta_prediction = spread_out(slope(prediction, target))
-        return (delta_prediction, kinds.delta(spread_out(target_slope(prediction, target)))), ()
+        prediction, target, share, kinds = residuals
+        p, t, delta = accumulated((prediction, target, delta))
+        delta_prediction = spread(share, slope(p, t), delta)
+        return kinds.deltas(delta_prediction, spread(share, target_slope(p, t), delta)), ()
 
     def root(residuals):
-        prediction, target, _, share, _ = residuals
-        return diagonal(jnp.sqrt(share * curvature(prediction, target)))
+        prediction, target, share, _ = residuals
+        bent = jnp.sqrt(share * curvature(*accumulated((prediction, target))))
+        return diagonal(bent.astype(prediction.dtype))
 
     def sample(key, residuals):
-        prediction, target, _, share, _ = residuals
+        prediction, target, share, _ = residuals
+        p, t = accumulated((prediction, target))
         if noise is not None:
-            return jnp.sqrt(share) * noise(key, prediction)
-        normal = jax.random.normal(key, prediction.shape, prediction.dtype)
-        return jnp.sqrt(share * curvature(prediction, target)) * normal
+            drawn = jnp.sqrt(share) * noise(key, p)
+        else:
+            drawn = jnp.sqrt(share * curvature(p, t)) * jax.random.normal(key, p.shape, p.dtype)
+        return drawn.astype(prediction.dtype)
 
-    return Loss(no_parameters, forward, backward, root, sample, name, likelihood=likelihood)
+    return Loss(
+        no_parameters,
+        forward,
+        backward,
+        root,
+        sample,
+        name,
+        likelihood=likelihood,
+        terms=lambda residuals: residuals[2],
+    )
 
 
 mean_squared_error = _elementwise(
@@ -216,6 +276,7 @@ sigmoid_cross_entropy = _elementwise(
     lambda p, t: jax.nn.sigmoid(p) * jax.nn.sigmoid(-p),
     _bernoulli_noise,
     _check_probability,
+    lambda t, slack: (t >= -slack) & (t <= 1 + slack),
     likelihood=True,
 )
 
@@ -233,7 +294,7 @@ hinge = _elementwise(  # max(0, 1 - t p); 0 at the kink
     lambda p, t: jnp.where(t * p < 1, -p, 0),
     lambda p, t: jnp.zeros_like(p),
     check=_check_sign,
-    valid=lambda t: jnp.abs(t) == 1,
+    valid=lambda t, slack: jnp.abs(jnp.abs(t) - 1) <= slack,
     integers=True,
 )
 
@@ -257,7 +318,7 @@ def softmax_cross_entropy(label_smoothing: float = 0.0) -> Loss:
     Raises:
         LayerError: for shapes and dtypes that do not fit, while tracing; for labels out of
             [0, C), and distributions that are negative or do not sum to 1, where their values are
-            concrete.  Under a trace such a label gives NaN.
+            concrete.  Under a trace those give NaN.
 
     >>> import jax.numpy as jnp
     >>> from funcprop import softmax_cross_entropy
@@ -275,59 +336,69 @@ def _categorical(name: str, smoothing: float = 0.0, *, divergence: bool = False)
     """-Σ q log softmax(prediction), and with ``divergence`` Σ t log t more."""
 
     def distribution(target, like):
-        """q, and where the target is a good one (``None``: everywhere)."""
-        good, q = None, target
+        """q."""
+        q = accumulated(target)
         if not is_inexact(target):
             classes = jnp.arange(like.shape[-1], dtype=target.dtype)
-            good = ((target >= 0) & (target < like.shape[-1]))[..., None]
             q = (target[..., None] == classes).astype(like.dtype)
-        return (1 - smoothing) * q + smoothing / like.shape[-1] if smoothing else q, good
+        return (1 - smoothing) * q + smoothing / like.shape[-1] if smoothing else q
 
     def forward(params, x, key=None):
         prediction, target, mask = unpack(name, x)
         check_classes(name, prediction, target, mask, labels=not divergence)
-        target = jnp.asarray(target)
-        if not is_inexact(target):
-            target = target.astype(jnp.int32) if target.dtype.itemsize < 4 else target
-        share = share_of(name, prediction, mask)
-        log_p = jax.nn.log_softmax(prediction, axis=-1)
-        q, good = distribution(target, log_p)
+        if is_inexact(target):
+            target = jnp.asarray(target)
+            good = is_distribution(target)
+        else:
+            target = as_labels(target, prediction.shape[-1])
+            good = (target >= 0)[..., None]
+        log_p = jax.nn.log_softmax(accumulated(prediction), axis=-1)
+        share = share_where(good, share_of(name, log_p, mask))
+        q = distribution(target, log_p)
         losses = -_times(q, log_p)
         if divergence:
             losses += jax.scipy.special.xlogy(q, q)
         losses = jnp.sum(losses, axis=-1, keepdims=True)
-        losses = losses if good is None else jnp.where(good, losses, jnp.nan)
-        kinds = _Kinds(is_inexact(target), mask is not None)
-        return example_sum(share, losses), (log_p, target, share, kinds)
+        kinds = Kinds(is_inexact(target), mask is not None, prediction.dtype)
+        losses = example_sum(share, losses).astype(prediction.dtype)
+        return losses, (log_p, target, share, kinds)
 
     def backward(weights, residuals, delta, statistic=gradient):
         log_p, target, share, kinds = residuals
-        q, good = distribution(target, log_p)
+        delta = accumulated(delta)
+        q = distribution(target, log_p)
         slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - q
-        slopes = slopes if good is None else jnp.where(good, slopes, jnp.nan)
         delta_prediction = spread(share, slopes, delta)
         by_q = jnp.log(q) + 1 - log_p if divergence else -log_p
         delta_target = spread(share, (1 - smoothing) * by_q, delta)
-        return (delta_prediction, kinds.delta(delta_target)), ()
+        return kinds.deltas(delta_prediction, delta_target), ()
 
     def scale(residuals):
         log_p, target, share, _ = residuals
-        q, _ = distribution(target, log_p)
-        return jnp.sqrt(share * jnp.sum(q, axis=-1, keepdims=True))
+        return jnp.sqrt(share * jnp.sum(distribution(target, log_p), axis=-1, keepdims=True))
 
     def root(residuals):
         p = jnp.exp(residuals[0])
         columns = diagonal(jnp.sqrt(p))  # S = diag(√p) - p √pᵀ, so that S Sᵀ = diag(p) - p pᵀ
         own = jnp.sum(columns, axis=-1, keepdims=True)
-        return (columns - own * p) * scale(residuals)
+        return ((columns - own * p) * scale(residuals)).astype(residuals[3].dtype)
 
     def sample(key, residuals):
         log_p = residuals[0]
         label = jax.random.categorical(key, log_p)
         drawn = jax.nn.one_hot(label, log_p.shape[-1], dtype=log_p.dtype)
-        return (jnp.exp(log_p) - drawn) * scale(residuals)
+        return ((jnp.exp(log_p) - drawn) * scale(residuals)).astype(residuals[3].dtype)
 
-    return Loss(no_parameters, forward, backward, root, sample, name, likelihood=True)
+    return Loss(
+        no_parameters,
+        forward,
+        backward,
+        root,
+        sample,
+        name,
+        likelihood=not smoothing,
+        terms=lambda residuals: residuals[2],
+    )
 
 
 kl_divergence = _categorical("kl_divergence", divergence=True)
@@ -337,15 +408,17 @@ kl_divergence = _categorical("kl_divergence", divergence=True)
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Kinds:
-    """Whether the targets are floats, and came with a mask: the structure of their delta."""
+class Kinds:
+    """Whether the targets are floats, and came with a mask, and the prediction's dtype."""
 
     floats: bool
     masked: bool
+    dtype: Any
 
-    def delta(self, delta_target: Array) -> Tree:
-        delta = delta_target if self.floats else None
-        return (delta, None) if self.masked else delta
+    def deltas(self, delta_prediction: Array, delta_target: Array) -> tuple[Array, Tree]:
+        """The pair of both, as the prediction and the target came."""
+        delta = delta_target.astype(self.dtype) if self.floats else None
+        return delta_prediction.astype(self.dtype), (delta, None) if self.masked else delta
 
 
 def example_sum(share: Array, losses: Array) -> Array:

@@ -21,7 +21,7 @@ from .layer import (
     is_concrete,
     is_inexact,
 )
-from .losses import Loss, as_loss, no_parameters
+from .losses import Loss, as_loss, has_parameters
 
 Tree = Any
 
@@ -132,8 +132,8 @@ def forward_pass(
 ) -> tuple[jax.Array, Back]:
     """Each example's own loss (B,), and the way back."""
     weights = params if weights is None else _checked_weights(params, weights)
-    own, loss_own = _split(loss, params)
-    carriers, loss_carriers = _split(loss, weights)
+    own, loss_own = split_params(loss, params)
+    carriers, loss_carriers = split_params(loss, weights)
     prediction, residuals = model.forward(own, x, key)
     losses, loss_residuals = loss.forward(loss_own, (prediction, y))
 
@@ -143,7 +143,7 @@ def forward_pass(
     def from_losses(delta, statistic):
         (delta, _), loss_tree = loss.backward(loss_carriers, loss_residuals, delta, statistic)
         delta_x, tree = from_prediction(delta, statistic)
-        return delta_x, tree if _parameterless(loss) else (tree, loss_tree)
+        return delta_x, (tree, loss_tree) if has_parameters(loss) else tree
 
     def error(delta):
         return loss.backward(loss_carriers, loss_residuals, delta)[0][0]
@@ -256,7 +256,7 @@ def _checked_weights(params: Tree, weights: Tree) -> Tree:
 
 def models_own(loss: Loss | None, params: Tree) -> Tree:
     """The model's parameters, of a loss with parameters the first of the pair."""
-    return params if loss is None else _split(loss, params)[0]
+    return params if loss is None else split_params(loss, params)[0]
 
 
 def mixing_refused(what: str, model: Layer) -> Callable[[Tree, Tree], None]:
@@ -286,17 +286,14 @@ def mixing_refused(what: str, model: Layer) -> Callable[[Tree, Tree], None]:
     return lambda params, x: sweep.eval_shape(params, jax.tree.map(struct, x))
 
 
-def _parameterless(loss: Loss) -> bool:
-    return loss.init is no_parameters
-
-
-def _split(loss: Loss, params: Tree) -> tuple[Tree, Tree]:
+def split_params(loss: Loss, params: Tree) -> tuple[Tree, Tree]:
     """The model's parameters and the loss's."""
-    if _parameterless(loss):
+    if not has_parameters(loss):
         return params, ()
     if not isinstance(params, (tuple, list)) or len(params) != 2:
         raise LayerError(
             "value_and_backprop",
-            f"{loss.name} has parameters, so params must be the pair (model's, loss's)",
+            f"{loss.name} has parameters, so params must be the pair (model's, loss's); "
+            "a loss without any has init=no_parameters",
         )
     return params[0], params[1]

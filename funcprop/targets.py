@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .contraction import accumulated
 from .layer import LayerError, check_float, is_concrete, is_inexact
 
 Array = jax.Array
@@ -32,12 +33,43 @@ def unpack(name: str, x: Any) -> tuple[Any, Any, Any]:
         )
     mask = None
     if isinstance(target, (tuple, list)):
-        if len(target) != 2:
-            raise LayerError(name, f"target is a tuple of {len(target)}, (target, mask) is due")
+        if len(target) != 2 or not any(_is_array(part) for part in target):
+            raise LayerError(
+                name,
+                f"target is a {type(target).__name__} of {len(target)}, an array is due, or the "
+                "tuple (target, mask) of two; make an array of numbers with jnp.asarray",
+            )
         target, mask = target
+    if isinstance(target, (bool, int, float)):
+        target = np.asarray(target)  # whose shape is refused, as it is under jit
     if not hasattr(target, "dtype"):
         raise LayerError(name, f"target is a {type(target).__name__}, an array is due")
+    if mask is not None:
+        _check_mask(name, prediction, mask)
     return prediction, target, mask
+
+
+def _is_array(part: Any) -> bool:
+    return getattr(part, "ndim", 0) > 0
+
+
+def _described(part: Any) -> str:
+    """What it is, the same for a Python number and what jit makes of one."""
+    if isinstance(part, (bool, int, float)) or hasattr(part, "dtype"):
+        return f"{jnp.result_type(part)}{list(jnp.shape(part))}"
+    return f"a {type(part).__name__}"
+
+
+def _check_mask(name: str, prediction: Array, mask: Any) -> None:
+    tokens = prediction.shape[:-1]
+    if prediction.ndim < 3:
+        raise LayerError(
+            name,
+            f"a mask is for tokens, prediction (B, T, ...) is due and is {prediction.shape}; "
+            "to leave examples out use sample_weight",
+        )
+    if not _is_array(mask) or mask.shape != tokens or mask.dtype != bool:
+        raise LayerError(name, f"mask is {_described(mask)}, bool{list(tokens)} is due")
 
 
 def check_alike(name: str, prediction: Array, target: Array, integers: bool) -> None:
@@ -87,8 +119,7 @@ def check_classes(name: str, prediction: Array, target: Any, mask: Any, *, label
             if not (values >= 0).all():
                 raise LayerError(name, f"a target is {values.min()}, a distribution is due")
             sums = values.sum(-1)
-            tolerance = 32 * classes * float(jnp.finfo(prediction.dtype).eps)
-            if not (np.abs(sums - 1) <= tolerance).all():
+            if not (np.abs(sums - 1) <= _tolerance(classes, prediction.dtype)).all():
                 worst = sums[np.argmax(np.abs(sums - 1))]
                 raise LayerError(name, f"a target sums to {worst:.6g}, a distribution is due")
         return
@@ -130,21 +161,63 @@ def kept(mask: Any, target: Any) -> Any:
 
 
 def share_of(name: str, prediction: Array, mask: Any) -> Array:
-    """What a token contributes to its example's loss, (B, ..., 1) or one number for all."""
+    """What a token contributes to its example's loss, (B, ..., 1) or one number for all.
+
+    In the prediction's dtype, to be at least float32: a count overflows narrower ones.
+    """
     if mask is None:
         return jnp.asarray(1 / math.prod(prediction.shape[1:-1]), prediction.dtype)
-    tokens = prediction.shape[:-1]
-    if prediction.ndim < 3:
-        raise LayerError(
-            name,
-            f"a mask is for tokens, prediction (B, T, ...) is due and is {prediction.shape}; "
-            "to leave examples out use sample_weight",
-        )
-    if mask.shape != tokens or mask.dtype != bool:
-        raise LayerError(name, f"mask is {mask.dtype}{list(mask.shape)}, bool{list(tokens)} is due")
     mask = jnp.asarray(mask)
     count = jnp.sum(mask, axis=tuple(range(1, mask.ndim)), keepdims=True)
     return jnp.where(mask, 1 / jnp.maximum(count, 1), 0).astype(prediction.dtype)[..., None]
+
+
+# ------------------------------------------------------------------- values under a trace
+
+
+def share_where(good: Array, share: Array) -> Array:
+    """NaN in the place of the share of what is not good, and counts: so it is NaN in all of loss,
+    deltas and curvature, by hand and by autodiff.
+    """
+    return jnp.where(good | (share == 0), share, jnp.nan)
+
+
+def _tolerance(classes: int, dtype: Any) -> float:
+    """How far from 1 the sum of a distribution may be."""
+    return min(32 * classes * float(jnp.finfo(dtype).eps), 1 / 8)
+
+
+def slack_of(dtype: Any) -> float:
+    """How far a value may be out of its range under a trace.
+
+    In float64 gradients are checked: by differences, which move a target out of its range, and of
+    targets that were rounded to bfloat16 before.
+    """
+    return 2**-7 if jnp.finfo(dtype).bits == 64 else 0.0
+
+
+def is_distribution(target: Array) -> Array:
+    """Where ``target`` (..., C) is one, (..., 1)."""
+    wide, slack = accumulated(target), slack_of(target.dtype)
+    total = jnp.sum(wide, axis=-1, keepdims=True)
+    near = jnp.abs(total - 1) <= max(_tolerance(target.shape[-1], target.dtype), slack)
+    return near & jnp.all(wide >= -slack, axis=-1, keepdims=True)
+
+
+def as_labels(target: Any, classes: int) -> Array:
+    """Labels as int32, -1 for those out of [0, classes), which int32 might wrap into it."""
+    on = np if isinstance(target, np.ndarray) else jnp
+    if target.dtype.itemsize < 4:
+        target = target.astype(np.int32)
+    inside = (target >= 0) & (target < classes)
+    return jnp.asarray(on.where(inside, target.astype(np.int32), -1))
+
+
+def as_floats(target: Any, dtype: Any) -> Array:
+    """Floats; a NumPy integer that JAX would wrap around is rounded."""
+    if isinstance(target, np.ndarray) and not is_inexact(target):
+        target = target.astype(np.float64)
+    return jnp.asarray(target).astype(dtype)
 
 
 def one_hot(name: str, target: Any, prediction: Array) -> Any:
@@ -157,6 +230,6 @@ def one_hot(name: str, target: Any, prediction: Array) -> Any:
         return target
     classes = prediction.shape[-1]
     check_labels(name, prediction, target, None, classes)
-    labels = jnp.asarray(target).astype(jnp.int32)[..., None]
+    labels = as_labels(target, classes)[..., None]
     found = (labels == jnp.arange(classes, dtype=jnp.int32)).astype(prediction.dtype)
-    return jnp.where((labels >= 0) & (labels < classes), found, jnp.nan)
+    return jnp.where(labels >= 0, found, jnp.nan)

@@ -11,8 +11,8 @@ from . import contraction
 from .layer import LayerError, Site, check_count, check_number, gradient, is_inexact
 from .layers.dense import check_features
 from .layers.embedding import lecun_normal
-from .losses import Loss, diagonal, example_sum, spread
-from .targets import check_labels, share_of, unpack
+from .losses import Kinds, Loss, diagonal, example_sum, spread
+from .targets import as_labels, check_labels, share_of, share_where, unpack
 
 Array = jax.Array
 
@@ -85,9 +85,10 @@ def linear_cross_entropy(
     def forward(params, x, key=None):
         h, labels, mask = unpack(name, x)
         _check(name, params, h, labels, mask, (n, size), vocab)
-        share = share_of(name, h, mask)
-        good = (labels >= 0) & (labels < vocab)
-        labels = jnp.where(good, labels, 0).astype(jnp.int32)
+        share = share_of(name, contraction.accumulated(h), mask)
+        labels = as_labels(labels, vocab)
+        share = share_where((labels >= 0)[..., None], share)
+        labels = jnp.maximum(labels, 0)
         if mask is not None:  # what padding holds may be NaN, and 0 · NaN is not 0
             h = jnp.where(share == 0, jnp.zeros_like(h), h)
         wide = contraction.accumulated(h)
@@ -104,7 +105,7 @@ def linear_cross_entropy(
 
         zero = jnp.zeros_like(wide[..., 0])
         (largest, total), _ = scanned(step, (zero - jnp.inf, zero), params["w"])
-        log_sum = jnp.where(good, largest + jnp.log(total), jnp.nan)[..., None]
+        log_sum = (largest + jnp.log(total))[..., None]
 
         # Σ_v q_v z_v = h · Σ_v q_v W_v
         rows = contraction.by_example(_rows, params["w"], labels)
@@ -113,8 +114,9 @@ def linear_cross_entropy(
             alive = params["w"].reshape(n * size, -1)[:vocab]
             due += label_smoothing * jnp.mean(contraction.accumulated(alive), axis=0)
         losses = log_sum - jnp.sum(wide * due, axis=-1, keepdims=True)
-        losses = example_sum(share.astype(losses.dtype), losses).astype(h.dtype)
-        return losses, (params["w"], h, labels, log_sum, share)
+        losses = example_sum(share, losses).astype(h.dtype)
+        kinds = Kinds(False, mask is not None, h.dtype)
+        return losses, (params["w"], h, labels, log_sum, share, kinds)
 
     def gradients(h, delta):
         return {"w": contraction.outer(delta, h)}
@@ -125,9 +127,8 @@ def linear_cross_entropy(
     site = Site(name, gradients, rows)
 
     def backward(weights, residuals, delta, statistic=gradient):
-        w, h, labels, log_sum, share = residuals
-        wide = contraction.accumulated(h)
-        share_wide, delta = contraction.accumulated((share, delta))
+        w, h, labels, log_sum, share, kinds = residuals
+        wide, delta = contraction.accumulated((h, delta))
 
         def step(delta_h, part):
             start, w, carrier = part
@@ -135,30 +136,31 @@ def linear_cross_entropy(
             z = contraction.affine_map(wide, contraction.accumulated(w))
             label = (labels[..., None] == own).astype(z.dtype)
             q = (1 - label_smoothing) * label + label_smoothing / vocab
-            delta_z = spread(share_wide, jnp.exp(z - log_sum) - q, delta)
+            delta_z = spread(share, jnp.exp(z - log_sum) - q, delta)
             delta_z = jnp.where(alive, delta_z, 0)
             delta_h += contraction.transport(delta_z, contraction.accumulated(carrier), like=h)
             return delta_h, statistic(site, h, delta_z.astype(h.dtype))
 
         delta_h, tree = scanned(step, jnp.zeros_like(wide), w, weights["w"])
-        return (delta_h.astype(h.dtype), (None, None) if share.ndim else None), tree
+        return kinds.deltas(delta_h, None), tree
 
     def root(residuals):
-        w, h, _, log_sum, share = residuals
-        w = w.reshape(n * size, -1)[:vocab]
-        p = jnp.exp(contraction.affine_map(h, w) - log_sum.astype(h.dtype))
+        w, h, _, log_sum, share, kinds = residuals
+        w, h = contraction.accumulated((w.reshape(n * size, -1)[:vocab], h))
+        p = jnp.exp(contraction.affine_map(h, w) - log_sum)
         columns = diagonal(jnp.sqrt(p))  # S = Wᵀ (diag(√p) - p √pᵀ)
         columns -= jnp.sum(columns, axis=-1, keepdims=True) * p
-        return jnp.sqrt(share) * contraction.affine_map(columns, w.T)
+        return (jnp.sqrt(share) * contraction.affine_map(columns, w.T)).astype(kinds.dtype)
 
     def sample(key, residuals):
         """Wᵀ (p - onehot(drawn)): of all labels the one with the largest z + Gumbel noise."""
-        w, h, _, log_sum, share = residuals
-        log_sum = log_sum.astype(h.dtype)
+        w, h, _, log_sum, share, kinds = residuals
+        h = contraction.accumulated(h)
 
         def step(carry, part):
             mean, best, drawn = carry
             start, w, own_key = part
+            w = contraction.accumulated(w)
             z = contraction.affine_map(h, w)
             z = jnp.where(labels_of(start)[1], z, -jnp.inf)
             mean += contraction.affine_map(jnp.exp(z - log_sum), w.T)
@@ -170,9 +172,18 @@ def linear_cross_entropy(
         zero = jnp.zeros_like(h)
         carry = (zero, zero[..., :1] - jnp.inf, zero)
         (mean, _, drawn), _ = scanned(step, carry, w, jax.random.split(key, n))
-        return jnp.sqrt(share) * (mean - drawn)
+        return (jnp.sqrt(share) * (mean - drawn)).astype(kinds.dtype)
 
-    return Loss(init, forward, backward, root, sample, name, likelihood=True)
+    return Loss(
+        init,
+        forward,
+        backward,
+        root,
+        sample,
+        name,
+        likelihood=not label_smoothing,
+        terms=lambda residuals: residuals[4],
+    )
 
 
 def _rows(w: Array, labels: Array) -> Array:

@@ -10,6 +10,8 @@ import pytest
 import funcprop as fp
 from funcprop import LayerError
 from funcprop.checking.catalogue import LOSSES
+from funcprop.losses import has_parameters
+from funcprop.targets import one_hot
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -60,9 +62,9 @@ def test_values(loss, target, due):
 
 
 @pytest.mark.parametrize("loss", [fp.softmax_cross_entropy(0.1), fp.kl_divergence])
-def test_under_a_trace_the_target_need_not_sum_to_1(loss):
+def test_a_target_that_rounding_took_off_1(loss, x64):
     """Then p stands for Σ q of it, in the delta as in the value."""
-    prediction, target = P.astype(jnp.float32), 2 * Q
+    prediction, target = P.astype(jnp.float64), (1 + 2**-8) * jax.nn.softmax(T.astype(jnp.float64))
 
     @jax.jit
     def both(p, t):
@@ -80,8 +82,8 @@ def test_the_mean_over_outputs_is_torch_s():
     assert value == pytest.approx(float(np.mean((np.asarray(P) - T) ** 2)), rel=1e-6)
 
 
-# Of a prediction that is a tuple, test_auxiliary looks at the curvature.
-CURVED = [case for case in LOSSES if case.layer.name != "auxiliary"]
+# Of a prediction that is a tuple, test_mixture_of_experts looks at the curvature.
+CURVED = [case for case in LOSSES if case.layer.root and case.layer.name != "auxiliary"]
 
 
 def inputs_of(case):
@@ -200,8 +202,10 @@ XENT = fp.softmax_cross_entropy()
         (XENT, P, Q.astype(jnp.bfloat16), r"prediction is float32, target is bfloat16"),
         (XENT, P[0], LABELS[0], r"prediction is \(5,\), a batch of scores"),
         (XENT, P[:0], LABELS[:0], r"prediction has shape \(0, 5\), a batch of one example or more"),
-        (XENT, P, [0, 1, 2, 3], r"target is a tuple of 4, \(target, mask\) is due"),
-        (XENT, P, 3, r"target is a int, an array is due"),
+        (XENT, P, [0, 1, 2, 3], r"target is a list of 4, an array is due, or .*\(target, mask\)"),
+        (XENT, P[:2], [0, 1], r"target is a list of 2, an array is due, or .*jnp.asarray"),
+        (fp.hinge, P[:2], [[1] * 5] * 2, r"target is a list of 2, an array is due, or .*"),
+        (XENT, P, 3, r"labels are \(\), \(4,\) are due"),
         (XENT, P, (LABELS, LABELS == 0), r"a mask is for tokens.* use sample_weight"),
         (
             fp.kl_divergence,
@@ -227,9 +231,8 @@ XENT = fp.softmax_cross_entropy()
 def test_shapes_and_dtypes_are_refused_while_tracing(loss, prediction, target, message):
     with pytest.raises(LayerError, match=message):
         loss.apply((), (prediction, target))
-    if hasattr(target, "dtype") or isinstance(target, tuple):
-        with pytest.raises(LayerError, match=message):
-            jax.eval_shape(lambda p, t: loss.apply((), (p, t)), prediction, target)
+    with pytest.raises(LayerError, match=message):
+        jax.eval_shape(lambda p, t: loss.apply((), (p, t)), prediction, target)
 
 
 @pytest.mark.parametrize(
@@ -280,9 +283,363 @@ def test_more_classes_than_an_int8_holds():
     np.testing.assert_allclose(losses, np.log(300), rtol=1e-6)
 
 
-def test_under_a_trace_a_bad_sign_gives_nan():
-    losses = jax.jit(lambda t: fp.hinge.apply((), (P, t)))(ONE_HOT)
-    assert np.isnan(losses).all()
+@pytest.mark.parametrize(
+    ("loss", "good", "bad"),
+    [
+        (fp.sigmoid_cross_entropy, Q, {1: 1.001, 3: -1e-3}),
+        (fp.softmax_cross_entropy(), Q, {1: 0.99, 3: -1.0}),
+        (fp.softmax_cross_entropy(0.1), ONE_HOT, {1: jnp.nan, 3: jnp.inf}),
+        (fp.kl_divergence, Q, {1: 0.99, 3: -1.0}),
+        (fp.hinge, 2 * ONE_HOT - 1, {1: 0.999, 3: 0.0}),
+        (fp.weighted(fp.mean_squared_error), (T[:, 0], T), {1: jnp.nan, 3: -jnp.inf}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_under_a_trace_a_bad_target_gives_nan(loss, good, bad, dtype):
+    """In the loss, the deltas and the curvature of its example, and in no other."""
+    with jax.enable_x64(dtype == "float64"):
+        scale = 8 if dtype != "float32" else 1  # how bad: these have room for rounding
+        bad = {i: 1 + scale * 4 * (v - 1) if 0 < v < 2 else v * scale for i, v in bad.items()}
+        prediction, good = jax.tree.map(lambda a: jnp.asarray(a, dtype), (P, good))
+        first, structure = jax.tree.flatten(good)
+        for row, value in bad.items():
+            first[0] = first[0].at[(row, 0)[: first[0].ndim]].set(value)
+        wrong = jax.tree.unflatten(structure, first)
+
+        @jax.jit
+        def run(target):
+            losses, residuals = loss.forward((), (prediction, target))
+            deltas = loss.backward((), residuals, jnp.ones_like(losses))[0]
+            _, pullback = jax.vjp(lambda *x: loss.apply((), x), prediction, target)
+            curved = [loss.root(residuals).sum(0)] if loss.root else []
+            if loss.sample:
+                curved.append(loss.sample(KEY, residuals))
+            return losses, deltas, pullback(jnp.ones_like(losses)), curved
+
+        for found in jax.tree.leaves(run(wrong)):
+            assert found.dtype == dtype
+            nan = np.isnan(np.asarray(found, np.float64)).reshape(4, -1).any(1)
+            np.testing.assert_array_equal(nan, [False, True, False, True])
+        for found in jax.tree.leaves(run(good)):
+            assert np.isfinite(np.asarray(found, np.float64)).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (XENT, np.array([[0, 2**32, 1], [2**32 + 1, 1, 0]])),
+        (XENT, np.array([[0, 2**63, 1], [2**63 + 1, 1, 0]], np.uint64)),
+        (fp.hinge, np.array([[[1], [2**32 + 1], [-1]], [[2**32 - 1], [1], [1]]])),
+    ],
+    ids=lambda value: getattr(value, "name", str(getattr(value, "dtype", ""))),
+)
+def test_an_integer_that_jax_would_wrap_around_gives_nan(loss, target):
+    """With a mask that is traced no value can be refused."""
+    prediction = P[:2, :3, None] if loss is fp.hinge else jnp.stack([P[:3], P[:3]])
+
+    @jax.jit
+    def run(mask):
+        return loss.apply((), (prediction, (target, mask)))
+
+    assert np.isnan(run(np.ones((2, 3), bool))).all()
+    assert np.isfinite(run(np.array([[True, False, True], [False, True, True]]))).all()
+
+
+def test_labels_of_64_bits_are_not_wrapped_around(x64):
+    for loss in (XENT, fp.linear_cross_entropy(5)):
+        params, _ = loss.init(KEY, (P[0], LABELS[0]))
+        params, p = jax.tree.map(lambda a: a.astype(jnp.float64), (params, P))
+        run = jax.jit(lambda t, loss=loss, params=params, p=p: loss.apply(params, (p, t)))
+        nan = np.isnan(run(jnp.array([0, 2**32, 1, -(2**32)])))
+        np.testing.assert_array_equal(nan, [False, True, False, True])
+    found = jax.jit(lambda t: one_hot("loss", t, P))(jnp.array([0, 2**32, 1, -(2**32)]))
+    np.testing.assert_array_equal(np.isnan(found).all(1), [False, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("loss", "bad"),
+    [
+        (fp.sigmoid_cross_entropy, 2.0),
+        (fp.hinge, 0.0),
+        (fp.softmax_cross_entropy(), 7.0),
+        (fp.kl_divergence, -1.0),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_bad_target_under_a_mask_is_not_looked_at(loss, bad):
+    prediction = jnp.stack([P, -P])
+    good = 2 * ONE_HOT - 1 if loss is fp.hinge else ONE_HOT
+    target, mask = jnp.stack([good, good]), jnp.ones((2, 4), bool).at[0, 1].set(False)
+    for call in (loss.forward, jax.jit(loss.forward)):
+        losses, residuals = call((), (prediction, (target.at[0, 1].set(bad), mask)))
+        (delta, _), _ = loss.backward((), residuals, jnp.ones(2))
+        due, kept = call((), (prediction, (target, mask)))
+        np.testing.assert_array_equal(losses, due)
+        np.testing.assert_array_equal(delta, loss.backward((), kept, jnp.ones(2))[0][0])
+        assert not delta[0, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (jnp.ones((2, 6)), r"mask is float32\[2, 6\], bool\[2, 6\] is due"),
+        (np.ones((2, 6), np.int32), r"mask is int32\[2, 6\], bool\[2, 6\] is due"),
+        (np.ones((2, 5), bool), r"mask is bool\[2, 5\], bool\[2, 6\] is due"),
+        (np.ones((2, 6, 3), bool), r"mask is bool\[2, 6, 3\], bool\[2, 6\] is due"),
+        ([[True] * 6] * 2, r"mask is a list, bool\[2, 6\] is due"),
+        (True, r"mask is bool\[\], bool\[2, 6\] is due"),
+    ],
+    ids=["float", "int", "short", "outputs", "list", "number"],
+)
+def test_masks_are_refused_alike_with_and_without_jit(mask, message):
+    scores, labels, ones = jnp.zeros((2, 6, 3)), jnp.zeros((2, 6), jnp.int32), jnp.ones((2, 6, 3))
+    vocabulary = fp.linear_cross_entropy(4)
+    params, _ = vocabulary.init(KEY, (scores[0], labels[0]))
+    for loss, own, target in (
+        (XENT, (), labels),
+        (XENT, (), ones / 3),
+        (fp.mean_squared_error, (), ones),
+        (vocabulary, params, labels),
+        (fp.weighted(XENT), (), labels),
+    ):
+        given = (jnp.ones(2), (target, mask)) if loss.name == "weighted" else (target, mask)
+        for apply in (loss.apply, jax.jit(loss.apply)):
+            with pytest.raises(LayerError, match=message):
+                apply(own, (scores, given))
+
+
+# ------------------------------------------------------------------------ narrow floats
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mean_squared_error", "mean_absolute_error", "huber", "sigmoid_cross_entropy", "hinge",
+        "softmax_cross_entropy", "softmax_cross_entropy, masked", "kl_divergence",
+        "linear_cross_entropy",
+    ],
+)  # fmt: skip
+def test_means_of_more_terms_than_float16_counts(name, dtype):
+    """Values, deltas, samples and shares of 70,000 terms are those of float32, rounded once."""
+    draw = np.random.default_rng(0)
+    loss = {"huber": fp.huber(), "linear_cross_entropy": fp.linear_cross_entropy(4)}.get(
+        name.split(",")[0], getattr(fp, name.split(",")[0])
+    )
+    loss = loss() if name.startswith("softmax") else loss
+    tokens, outputs = (7, 10_000) if name in ("mean_squared_error", "hinge") else (35_000, 2)
+    prediction = jnp.asarray(draw.normal(size=(2, tokens, outputs)), dtype)
+    target = jnp.asarray(draw.integers(0, 2, size=prediction.shape), dtype)
+    params = ()
+    if name == "hinge":
+        target = 2 * target - 1
+    elif name == "kl_divergence":
+        target = jnp.stack([target[..., 0], 1 - target[..., 0]], -1) / 2 + jnp.array(0.25, dtype)
+    elif "softmax" in name or name == "linear_cross_entropy":
+        target = jnp.asarray(draw.integers(0, 2, size=(2, tokens)), jnp.int32)
+    if name == "linear_cross_entropy":
+        params, _ = loss.init(KEY, (prediction[0], target[0]))
+        params = jax.tree.map(lambda a: a.astype(dtype), params)
+    if "masked" in name:
+        target = (target, jnp.asarray(draw.random((2, tokens)) < 0.9))
+
+    @jax.jit
+    def run(params, prediction, target):
+        losses, residuals = loss.forward(params, (prediction, target))
+        assert losses.dtype == prediction.dtype
+        delta = loss.backward(params, residuals, jnp.full_like(losses, 512))[0][0]
+        return losses, delta, loss.sample(KEY, residuals), loss.terms(residuals)
+
+    def wide(tree):
+        return jax.tree.map(lambda a: a.astype("float32") if a.dtype == dtype else a, tree)
+
+    given = params, prediction, target
+    found, due = run(*given), run(*wide(given))
+    info = jnp.finfo(dtype)
+    once = {"rtol": 0.51 * float(info.eps), "atol": 0.51 * float(info.smallest_subnormal)}
+    for ours, theirs in zip(found[:3], due[:3], strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(*(np.asarray(a, np.float64) for a in (ours, theirs)), **once)
+    np.testing.assert_array_equal(found[3], due[3])
+    assert found[3].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "loss", [fp.mean_squared_error, fp.softmax_cross_entropy(), fp.linear_cross_entropy(5)]
+)
+def test_roots_in_narrow_floats_are_rounded_once(loss, dtype):
+    h = jax.random.normal(KEY, (2, 60, 5)).astype(dtype)
+    target = h[:, ::-1] if loss.name == "mean_squared_error" else jnp.zeros((2, 60), jnp.int32)
+    params, _ = loss.init(KEY, (h[0], target[0]))
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
+
+    @jax.jit
+    def run(params, h, target):
+        return loss.root(loss.forward(params, (h, target))[1])
+
+    found = run(params, h, target)
+    assert found.dtype == dtype
+    wide = (jax.tree.map(lambda a: a.astype("float32") if a.dtype == dtype else a, t)
+            for t in (params, h, target))  # fmt: skip
+    eps = float(jnp.finfo(dtype).eps)
+    due = np.asarray(run(*wide), np.float64)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), due, rtol=eps, atol=eps * np.abs(due).max()
+    )
+
+
+# ------------------------------------------------------------------------------ weighted
+
+
+def test_a_weight_of_any_sign():
+    """1/B Σ wᵢ ℓᵢ and its gradient, not divided by Σ w, which may be 0."""
+    loss, w = fp.weighted(XENT), jnp.array([1.0, -2.0, 0.5, 0.5])
+    each = XENT.apply((), (P, LABELS))
+    found, residuals = loss.forward((), (P, (w, LABELS)))
+    np.testing.assert_allclose(found, w * each, rtol=1e-6)
+    (delta, (delta_w, none)), _ = loss.backward((), residuals, jnp.ones(4))
+    assert none is None
+    np.testing.assert_array_equal(delta_w, each)
+    np.testing.assert_allclose(delta, w[:, None] * (jax.nn.softmax(P) - ONE_HOT), atol=1e-6)
+    sweep = fp.value_and_backprop(fp.dense(5), loss)
+    params, _ = fp.dense(5).init(KEY, (5,))
+
+    def mean(params):
+        return jnp.mean(w * XENT.apply((), (fp.dense(5).apply(params, T), LABELS)))
+
+    fp.compare(jax.jit(sweep)(params, T, (w, LABELS)), jax.value_and_grad(mean)(params)).assert_ok()
+
+
+def test_weighted_tokens_with_a_mask_and_a_loss_with_parameters():
+    inner = fp.linear_cross_entropy(7)
+    loss, h = fp.weighted(inner), jnp.stack([P, T])
+    target = jnp.array([LABELS, LABELS]), jnp.ones((2, 4), bool).at[0, 1].set(False)
+    params, _ = loss.init(KEY, (h[0], (jnp.zeros(()), jax.tree.map(lambda a: a[0], target))))
+    w = jnp.array([-1.0, 3.0])
+    found, residuals = loss.forward(params, (h, (w, target)))
+    np.testing.assert_allclose(found, w * inner.apply(params, (h, target)), rtol=1e-6)
+    (_, (_, rest)), grads = loss.backward(params, residuals, jnp.ones(2))
+    assert rest == (None, None)
+    assert grads["w"].shape == params["w"].shape
+    value, (own, _) = fp.value_and_backprop(fp.identity, loss)(((), params), h, (w, target))
+    assert own == ()
+    assert float(value) == pytest.approx(float(found.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (LABELS, r"x must be \(prediction, \(w, target\)\)"),
+        ((LABELS, LABELS), r"w is int32\[4\], float32\[4\] is due; the target is \(w, target\)"),
+        ((T[:, :1], LABELS), r"w is float32\[4, 1\], float32\[4\] is due"),
+        (([1.0] * 4, LABELS), r"w is a list, an array float32\[4\] is due"),
+        ((jnp.array([0.0, jnp.nan, 1, 1]), LABELS), r"a weight is nan, each must be finite"),
+        ((T[:, 0], LABELS.at[1].set(9)), r"softmax_cross_entropy: a label is 9"),
+    ],
+)
+def test_weighted_refuses(target, message):
+    with pytest.raises(LayerError, match=message):
+        fp.weighted(XENT).apply((), (P, target))
+
+
+# --------------------------------------------------------------------- what is a loss
+
+
+def own_loss(init, **options):
+    """Half a square, as one would write it, without root and sample."""
+
+    def forward(params, x, key=None):
+        return (x[0] - x[1]) ** 2 / 2, x
+
+    def backward(weights, residuals, delta, statistic=fp.gradient):
+        error = delta * (residuals[0] - residuals[1])
+        return (error, -error), ()
+
+    return fp.Loss(init, forward, backward, name="half", **options)
+
+
+@pytest.mark.parametrize(
+    "init", [lambda key, shape: ((), ()), lambda key, shape: ({}, None), fp.stateless]
+)
+def test_whether_a_loss_has_parameters_is_read_from_what_init_gives(init):
+    loss, model = own_loss(init), fp.serial(fp.dense(1), fp.reshape())
+    params, _ = model.init(KEY, (5,))
+    for mine in (loss, fp.weighted(loss)):
+        y = T[:, 0] if mine is loss else (jnp.ones(4), T[:, 0])
+        _, grads = fp.value_and_backprop(model, mine)(params, P, y)
+        assert jax.tree.structure(grads) == jax.tree.structure(params)
+        product = fp.statistics.gauss_newton_vector_product(model, mine)(params, P, y, params)
+        assert jax.tree.structure(product) == jax.tree.structure(params)
+    for rule in (fp.direct_feedback_alignment, fp.forward_gradient):
+        rule(fp.mlp((5, 3, 1)), loss, *[(5,)] * (rule is fp.direct_feedback_alignment))
+    fp.check_model(model, params, P, T[:, 0], loss).assert_ok()
+    assert not has_parameters(loss)
+    assert has_parameters(fp.linear_cross_entropy(3))
+    assert has_parameters(fp.auxiliary(fp.linear_cross_entropy(3), 0.1))
+    assert not has_parameters(fp.auxiliary(loss, 0.1))
+
+
+def test_a_loss_without_root_and_sample():
+    loss = own_loss(fp.no_parameters)
+    model = fp.serial(fp.dense(1), fp.reshape())
+    params, _ = model.init(KEY, (5,))
+    given = params, P, T[:, 0]
+    st = fp.statistics
+    rule = fp.kfac(model, loss, (5,))
+    for run, message in (
+        (lambda: st.ggn_diagonal(model, loss)(*given), "half: it has no root, .* errors=empirical"),
+        (lambda: st.ggn_trace(model, loss)(*given), r"half: it has no root.*Loss\(..., root=...\)"),
+        (lambda: st.kfac_factors(model, loss)(*given), "half: it has no root"),
+        (
+            lambda: st.ggn_diagonal(model, loss, st.sampled())(*given, key=KEY),
+            "half: it has no sample",
+        ),
+        (lambda: rule.estimate(params, rule.init(KEY, params), *given[1:], KEY), "has no sample"),
+        (
+            lambda: st.fisher_diagonal(model, own_loss(fp.no_parameters, likelihood=True))(*given),
+            "half: it has no root",
+        ),
+        (lambda: st.ggn_diagonal(model, fp.weighted(XENT))(*given), "x must be|it has no root"),
+    ):
+        with pytest.raises(LayerError, match=message):
+            run()
+    for statistic in (st.fisher_diagonal, st.kfac_factors):
+        statistic(model, loss, st.empirical)(*given)
+    S = jax.ShapeDtypeStruct((), jnp.float32)
+    report = fp.check_layer(loss, (S, S))
+    report.assert_ok()
+    assert not report.notes
+
+
+def test_what_is_not_a_loss_is_told_what_to_do():
+    import optax
+
+    prototype = fp.function(lambda _, pt: (pt[0] - pt[1]) ** 2, fp.no_parameters, name="square")
+    for given, message in (
+        (lambda p, y: jnp.mean(p - y), r"bare function; use a loss of funcprop \(mean_squared"),
+        (optax.l2_loss, r"l2_loss is not a Loss: it is a bare function.*function\(f, no_param"),
+        (prototype, r"square is not a Loss: it is a Layer.*Loss\(layer.init, layer.forward"),
+        (fp.softmax_cross_entropy, r"constructor, call it: softmax_cross_entropy\(\)"),
+        (3, r"3 is not a Loss: it is a int"),
+    ):
+        with pytest.raises(LayerError, match=message):
+            fp.value_and_backprop(fp.dense(1), given)
+    loss = fp.Loss(*prototype[:3], name="square")
+    _, grads = fp.value_and_backprop(fp.identity, loss)((), T[:, 0], P[:, 0])
+    assert grads == ()
+    for wrong in (fp.mean_squared_error, XENT):
+        with pytest.raises(LayerError, match=rf"{wrong.name}: it is a Loss already"):
+            wrong(P, LABELS)
+
+
+def test_check_layer_on_shapes_that_do_not_say_enough():
+    with pytest.raises(LayerError, match=r"does not say which .* jax.ShapeDtypeStruct for each"):
+        fp.check_layer(XENT, ((10,), ()))
+    structs = (jax.ShapeDtypeStruct((5,), jnp.float32),) * 2
+    with pytest.raises(LayerError, match=r"a distribution is due; give check_layer x="):
+        fp.check_layer(XENT, structs)
 
 
 def test_options_are_checked():

@@ -95,6 +95,8 @@ def _curvature(loss, params, x, key) -> Iterator[tuple[Pair, str, float]]:
     prediction, target = x
     prediction = prediction / max(1.0, float(np.abs(prediction).max(initial=0)))
     size, count = len(prediction), prediction.size // len(prediction)
+    if loss.root is None and loss.sample is None:
+        return
     if size * count * max(count, DRAWS) > MOST_DRAWN:
         return
 
@@ -104,19 +106,27 @@ def _curvature(loss, params, x, key) -> Iterator[tuple[Pair, str, float]]:
 
     def both(params, prediction, target):
         _, residuals = loss.forward(params, (prediction, target), key)
-        columns = loss.root(residuals)
-        columns = columns.reshape(len(columns), size, count)
-        keys = jax.random.split(jax.random.key(0), DRAWS)
-        drawn = jax.vmap(lambda k: loss.sample(k, residuals))(keys).reshape(DRAWS, size, count)
         hessian = jax.vmap(jax.hessian(one, 1), (None, 0, 0))
-        due = hessian(params, prediction.reshape(size, count), target)
-        squares, mean = (jnp.einsum("kbi,kbj->bij", a, a) for a in (columns, drawn))
-        spread = jnp.einsum("kbi,kbj->bij", drawn**2, drawn**2)
-        return due, squares, mean / DRAWS, jnp.sqrt(spread) / DRAWS
+        found = {"due": hessian(params, prediction.reshape(size, count), target)}
+        if loss.root is not None:
+            columns = loss.root(residuals)
+            columns = columns.reshape(len(columns), size, count)
+            found["squares"] = jnp.einsum("kbi,kbj->bij", columns, columns)
+        if loss.sample is not None:
+            keys = jax.random.split(jax.random.key(0), DRAWS)
+            drawn = jax.vmap(lambda k: loss.sample(k, residuals))(keys)
+            drawn = drawn.reshape(DRAWS, size, count)
+            spread = jnp.einsum("kbi,kbj->bij", drawn**2, drawn**2)
+            found["error"] = jnp.sqrt(spread) / DRAWS
+            found["mean"] = jnp.einsum("kbi,kbj->bij", drawn, drawn) / DRAWS
+        return found
 
-    due, squares, mean, error = jax.device_get(jax.jit(both)(params, prediction, target))
-    yield ("root, squared", squares, due), "the Hessian", 0.0
+    found = jax.device_get(jax.jit(both)(params, prediction, target))
+    due = found["due"]
+    if "squares" in found:
+        yield ("root, squared", found["squares"], due), "the Hessian", 0.0
     largest = float(np.abs(due).max(initial=0))
-    if largest:  # rare draws may be missing from the error that is estimated
-        room = 8 * float(error.max()) / largest + 12 / np.sqrt(DRAWS)
-        yield ("sample, mean square", mean, due), f"the Hessian, {DRAWS} draws, in bounds", room
+    if largest and "mean" in found:  # rare draws may be missing from the error that is estimated
+        room = 8 * float(found["error"].max()) / largest + 12 / np.sqrt(DRAWS)
+        pair = "sample, mean square", found["mean"], due
+        yield pair, f"the Hessian, {DRAWS} draws, in bounds", room

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_shape, with_floats
+from ..losses import Loss
 from .compare import compare
 from .diagnosis import diagnose
 from .judging import (
@@ -82,13 +83,16 @@ def check_layer(
     if shape is None and x is None:
         raise LayerError(layer.name, "give check_layer the shape of one example, or x")
     with jax.enable_x64(True):
-        if x is None:
-            x = _draw(draw, shape, batch)
+        drawn = x is None
+        if drawn:
+            x = _draw(draw, layer.name, shape, batch)
         if params is None:
             structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
             own = shape if shape is not None else structs.shape if hasattr(x, "shape") else structs
             params = _not_constant(draw, layer.init(init_key, own)[0])
         params, x = (cast(cast(tree, dtype), np.float64) for tree in (params, x))
+        if drawn and isinstance(layer, Loss):
+            _check_targets(layer, params, x, run_key)
         y = jax.eval_shape(layer.apply, params, x, run_key)
         for label, tree in (("parameters and input", (params, x)), ("output", y)):
             if not any(map(is_inexact, jax.tree.leaves(tree))):
@@ -277,9 +281,24 @@ def _doubled(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: np.add(leaf, leaf), tree)
 
 
-def _draw(draw: np.random.Generator, shape: Any, batch: int) -> Tree:
+def _check_targets(loss: Loss, params: Tree, x: Tree, key: Any) -> None:
+    """Raises where targets drawn at random are not valid ones, which gives NaN under a trace."""
+    try:
+        loss.apply(params, x, key)
+    except LayerError as error:
+        advice = "give check_layer x=(prediction, target) with valid targets"
+        raise LayerError(error.layer, f"{error.message}; {advice}", error.position) from None
+
+
+def _draw(draw: np.random.Generator, name: str, shape: Any, batch: int) -> Tree:
     if is_shape(shape):
         return draw.normal(size=(batch, *shape))
+    if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(shape)):
+        raise LayerError(
+            name,
+            f"shape {shape} does not say which of its arrays hold integers; give check_layer a "
+            "jax.ShapeDtypeStruct for each, or x",
+        )
     return jax.tree.map(
         lambda s: (
             draw.normal(size=(batch, *s.shape))

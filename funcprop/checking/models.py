@@ -10,8 +10,8 @@ import numpy as np
 
 from ..layer import Layer, floats_of, with_floats
 from ..learning.backpropagation import Rule
-from ..losses import Loss, no_parameters
-from ..sweep import checked_batch, value_and_backprop
+from ..losses import Loss
+from ..sweep import checked_batch, split_params, value_and_backprop
 from .compare import compare
 from .judging import cast, excused, with_findings
 from .layers import both_sides, judged
@@ -128,7 +128,7 @@ def _placed(part: Report) -> list[Finding]:
 def _parts(model, params, x, y, loss, key) -> list[Report]:
     """A report for each part and each combinator of the model, and for the loss."""
     x, size = checked_batch(x, y)
-    own, loss_own = (params, ()) if loss.init is no_parameters else params
+    own, loss_own = split_params(loss, params)
     dtype = jnp.result_type(*(leaf for leaf in jax.tree.leaves(floats_of((params, x)))))
     with jax.enable_x64(True):
         own, loss_own, x, y = (
@@ -185,10 +185,9 @@ def automatic(model: Layer, loss: Loss) -> Rule:
     >>> max(abs(a - b) for a, b in zip(by_hand, by_jax)) < 1e-6
     True
     """
-    alone = loss.init is no_parameters
 
     def mean_loss(params, x, y, key):
-        own, loss_own = (params, ()) if alone else params
+        own, loss_own = split_params(loss, params)
         return jnp.mean(loss.apply(loss_own, (model.apply(own, x, key), y)))
 
     def estimate(params, state, x, y, key):

@@ -26,7 +26,7 @@ from ..layer import (
     is_inexact,
     is_shape,
 )
-from ..losses import Loss, as_loss, no_parameters
+from ..losses import Loss, as_loss, has_parameters
 
 Tree = Any
 Back = Callable[..., tuple[Tree, Tree]]
@@ -36,7 +36,7 @@ Function = Callable[[Tree], tuple[Tree, Back]]
 def model_and_loss(rule: str, model: Layer, loss: Loss) -> tuple[Layer, Loss]:
     """Both, if the loss has no parameters: those would belong to no block."""
     model, loss = as_layer(model, "model"), as_loss(loss)
-    if loss.init is not no_parameters:
+    if has_parameters(loss):
         raise LayerError(rule, f"{loss.name} has parameters; put them into the model")
     return model, loss
 

@@ -19,7 +19,7 @@ from ..layer import (
     gradient,
     with_floats,
 )
-from ..losses import Loss, as_loss, no_parameters
+from ..losses import Loss, as_loss, has_parameters
 from ..sweep import checked_batch, mean_loss, shares, weighted_mean
 from .backpropagation import Rule, no_state, rule_of
 from .chain import functions, weighted
@@ -78,7 +78,7 @@ def forward_gradient(
     model, loss = as_layer(model, "model"), as_loss(loss)
     check_count(NAME, "directions", directions)
     check_flag(NAME, "activities", activities)
-    if activities and loss.init is not no_parameters:
+    if activities and has_parameters(loss):
         raise LayerError(
             NAME,
             f"{loss.name} has parameters, which no activity stands for; put them into the model",

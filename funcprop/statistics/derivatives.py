@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from ..contraction import by_example
 from ..layer import Layer, LayerError, as_layer, floats_of, gradient, is_inexact, with_floats
-from ..losses import Loss, as_loss, no_parameters
-from ..sweep import checked_batch, forward_pass, value_and_backprop
+from ..losses import Loss, as_loss
+from ..sweep import checked_batch, forward_pass, split_params, value_and_backprop
 from .per_example import each_gradient
 from .statistic import Statistic, examples_first
 
@@ -192,7 +192,7 @@ def gauss_newton_vector_product(model: Layer, loss: Loss) -> Callable[..., Tree]
 
     def f(params, x, y, vector, *, key=None):
         x, size = checked_batch(x, y)
-        own, loss_own = (params, ()) if loss.init is no_parameters else params
+        own, loss_own = split_params(loss, params)
 
         def predicted(own):
             return floats_of(model.apply(own, x, key))

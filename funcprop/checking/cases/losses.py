@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...auxiliary import auxiliary
+from ...auxiliary import auxiliary, weighted
 from ...losses import (
     hinge,
     huber,
@@ -64,5 +64,10 @@ CASES: tuple[Case, ...] = (
         "auxiliary",
         auxiliary(softmax_cross_entropy(), 0.5),
         entries((normal(4, 5), normal(4)), labels(4, classes=5)),
+    ),
+    Case(
+        "weighted",
+        weighted(softmax_cross_entropy()),
+        entries(normal(4, 5), (normal(4), labels(4, classes=5))),
     ),
 )
