@@ -107,6 +107,27 @@ def test_sampled_and_empirical_errors():
         np.testing.assert_allclose(a.deltas, delta.T @ delta / 4, atol=1e-14)
 
 
+def test_factors_are_of_the_gauss_newton_scale_and_empirical_ones_of_the_fisher_s():
+    """Two outputs of probability 1/2: D is 1/2 · 1/4 on its diagonal, and E[g gᵀ] 1/4 · 1/4."""
+    model, loss = fp.dense(2), fp.sigmoid_cross_entropy
+    params, x = {"w": jnp.zeros((2, 1)), "b": jnp.zeros(2)}, jnp.ones((1, 1))
+    exact = kfac_factors(model, loss)(params, x, jnp.zeros((1, 2)))
+    np.testing.assert_allclose(exact.deltas, np.eye(2) / 8, atol=1e-16)
+    drawn = kfac_factors(model, loss, statistics.sampled())(
+        params, x, jnp.zeros((1, 2)), key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(jnp.diag(drawn.deltas), [1 / 8, 1 / 8], atol=1e-16)
+    rule = kfac(model, loss, (1,), decay=0.0)
+    _, _, state = rule.estimate(
+        params, rule.init(jax.random.key(0), params), x, jnp.zeros((1, 2)), jax.random.key(0)
+    )
+    np.testing.assert_allclose(jnp.diag(state.factors.deltas), [1 / 8, 1 / 8], atol=1e-16)
+    own = kfac_factors(model, loss, statistics.empirical)
+    targets = [jnp.array([[a, b]]) for a in (0.0, 1.0) for b in (0.0, 1.0)]
+    found = sum(own(params, x, y).deltas / 4 for y in targets)
+    np.testing.assert_allclose(found, np.eye(2) / 16, atol=1e-16)
+
+
 def test_of_ids_norms_kernels_and_what_is_repeated():
     ids = jnp.array([[1, 1, 4], [0, 4, 4]])
     text = fp.serial(fp.embedding(6, 4), fp.layer_norm(), fp.repeat(fp.dense(4, fp.tanh), 2))

@@ -1,5 +1,7 @@
 """Every statistic of every layer, against jax.jacrev of the batch's vector of losses."""
 
+import itertools
+
 import chex
 import jax
 import jax.flatten_util
@@ -558,12 +560,130 @@ def test_diagonal_and_trace_of_the_gauss_newton_matrix(small, name):
         assert len(leaves) == 3
         np.testing.assert_allclose(sum(leaves), trace.total, rtol=1e-12)
         assert_alike(own, due_own, 1e-12)
-        if name not in ("huber", "hinge"):
+        if loss.likelihood:  # of 3 outputs, or of one distribution
+            terms = 1 if name == "kl_divergence" else 3
             same = statistics.fisher_diagonal(model, loss)(params, x, y)
-            assert_alike(same, diagonal, 1e-12)
+            assert_alike(same, jax.tree.map(lambda leaf: leaf / terms, diagonal), 1e-12)
         else:
+            assert name in ("huber", "hinge", "softmax_cross_entropy")  # which is smoothed
             with pytest.raises(LayerError, match=rf"{name}: it is no likelihood.*empirical"):
                 statistics.fisher_diagonal(model, loss, statistics.sampled(3))
+
+
+def combinations(options, *shape):
+    """All arrays (K, *shape) with entries from ``options``."""
+    found = itertools.product(options, repeat=int(np.prod(shape)))
+    return np.array(list(found)).reshape(-1, *shape)
+
+
+def of_labels(log_p):
+    """All labels (K, T) of T tokens, and how likely each is."""
+    labels = combinations(range(log_p.shape[-1]), len(log_p)).astype(np.int32)
+    return labels, np.exp(np.sum(log_p[np.arange(len(log_p)), labels], axis=1))
+
+
+def of_distributions(p):
+    labels, likely = of_labels(jax.nn.log_softmax(p))
+    return np.eye(p.shape[-1])[labels], likely
+
+
+def of_bits(p):
+    bits = combinations((0.0, 1.0), *p.shape)
+    one = np.asarray(jax.nn.sigmoid(p))
+    return bits, np.prod(np.where(bits == 1, one, 1 - one).reshape(len(bits), -1), axis=1)
+
+
+def of_normals(p):
+    """The nodes of Gauss and Hermite, exact for g² of degree 2, of a normal of variance 1/2."""
+    nodes, weights = np.polynomial.hermite.hermgauss(3)
+    which = combinations(range(3), *p.shape)
+    likely = np.prod(weights[which].reshape(len(which), -1) / np.sqrt(np.pi), axis=1)
+    return np.asarray(p) + nodes[which], likely
+
+
+KEPT = np.array([[True, False, True], [False, True, False], [True, True, True]])
+ONE_TERM = fp.sigmoid_cross_entropy._replace(terms=None, name="somebody's")
+# The loss, the prediction's shape, all targets, the mask, and the terms of each example.
+LIKELIHOODS = {
+    "labels": (fp.softmax_cross_entropy(), (3,), of_labels, None, [1, 1, 1]),
+    "labels of tokens": (fp.softmax_cross_entropy(), (2, 3), of_labels, None, [2, 2, 2]),
+    "labels of masked tokens": (fp.softmax_cross_entropy(), (3, 3), of_labels, KEPT, [2, 1, 3]),
+    "distributions": (fp.softmax_cross_entropy(), (2, 3), of_distributions, None, [2, 2, 2]),
+    "divergence": (fp.kl_divergence, (3, 2), of_distributions, KEPT, [2, 1, 3]),
+    "bits": (fp.sigmoid_cross_entropy, (3,), of_bits, None, [3, 3, 3]),
+    "bits of masked tokens": (fp.sigmoid_cross_entropy, (3, 2), of_bits, KEPT, [4, 2, 6]),
+    "normals": (fp.mean_squared_error, (2,), of_normals, None, [2, 2, 2]),
+    "normals of masked tokens": (fp.mean_squared_error, (3, 1), of_normals, KEPT, [2, 1, 3]),
+    "vocabulary": (fp.linear_cross_entropy(3, chunk=2), (3, 2), of_labels, KEPT, [2, 1, 3]),
+    "one term, somebody's": (ONE_TERM, (1,), of_bits, None, [1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_fisher_information_is_the_mean_square_over_all_targets(name, x64):
+    """E[gᵢ²] over targets drawn from the model, by enumeration, of one scale with empirical errors;
+    the Gauss-Newton diagonal divided by the number of terms, drawn errors too.
+    """
+    loss, shape, enumerated, kept, terms = LIKELIHOODS[name]
+    draw, model = np.random.default_rng(4), fp.affine(shape[-1])
+    params = {"w": draw.normal(size=(shape[-1], 2)), "b": draw.normal(size=shape[-1])}
+    params = jax.tree.map(jnp.asarray, params)
+    x = jnp.asarray(draw.normal(size=(3, *shape[:-1], 2)))
+    prediction, given = model.apply(params, x), params
+    scores = prediction
+    if name == "vocabulary":
+        own = {"w": jnp.asarray(draw.normal(size=(2, 2, 2)))}
+        given, scores = (params, own), prediction @ own["w"].reshape(4, 2)[:3].T
+    st = statistics
+
+    @jax.jit
+    def one(x, kept, targets, likely):
+        def with_mask(y):
+            return y[None] if kept is None else (y[None], kept[None])
+
+        def at(y):
+            return st.fisher_diagonal(model, loss, st.empirical)(given, x[None], with_mask(y))
+
+        due = jax.tree.map(lambda g: jnp.tensordot(likely, g, 1), jax.vmap(at)(targets))
+        args, key = (given, x[None], with_mask(targets[0])), jax.random.key(3)
+        exact = [f(model, loss)(*args) for f in (st.fisher_diagonal, st.ggn_diagonal)]
+        drawn = [
+            f(model, loss, st.sampled(2))(*args, key=key)
+            for f in (st.fisher_diagonal, st.ggn_diagonal)
+        ]
+        return due, exact, drawn
+
+    for i in range(3):
+        if loss.name.startswith(("softmax", "linear")) and enumerated is of_labels:
+            log_p = np.asarray(jax.nn.log_softmax(scores[i]))
+            targets, likely = of_labels(np.atleast_2d(log_p))
+            targets = targets[:, 0] if log_p.ndim == 1 else targets
+        else:
+            targets, likely = enumerated(scores[i])
+        np.testing.assert_allclose(likely.sum(), 1, rtol=1e-14)
+        mask = None if kept is None else jnp.asarray(kept[i])
+        due, exact, drawn = one(x[i], mask, jnp.asarray(targets), jnp.asarray(likely))
+        assert_alike(exact[0], due, 1e-13)
+        for fisher, ggn in (exact, drawn):
+            assert_alike(fisher, jax.tree.map(lambda g, n=terms[i]: g / n, ggn), 1e-13)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        fp.softmax_cross_entropy(0.1),
+        fp.linear_cross_entropy(3, label_smoothing=0.1),
+        fp.auxiliary(fp.softmax_cross_entropy(), 0.1),
+        fp.weighted(fp.softmax_cross_entropy()),
+        fp.mean_absolute_error,
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_what_is_no_likelihood_has_no_fisher_information(loss):
+    for errors in (statistics.exact, statistics.sampled()):
+        with pytest.raises(LayerError, match=r"no likelihood.*label smoothing or a term added"):
+            statistics.fisher_diagonal(fp.affine(3), loss, errors)
+    statistics.fisher_diagonal(fp.affine(3), loss, statistics.empirical)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -9,8 +9,10 @@ loss is
 (Schraudolph 2002; Dangel 2020, arXiv 1912.10985, section 2).  Which errors are sent is an argument:
 :func:`exact` all columns of a root of Hᵢ, :func:`sampled` random ones with Hᵢ as their second
 moment, :func:`empirical` the loss's derivative, whose matrix is the empirical Fisher information.
-Of a loss that is a negative log-likelihood G is the Fisher information (Martens 2020,
-arXiv 1412.1193, section 9.2).  A loss's own parameters count as fixed.
+Of a loss that is the negative log-likelihood of one target an example G is the Fisher information
+1/B Σᵢ E[gᵢ gᵢᵀ] (Martens 2020, arXiv 1412.1193, section 9.2); of one that is a mean Σₖ sₖ ℓₖ over
+tokens or outputs the Fisher information has sₖ² where G has sₖ (see :mod:`funcprop.losses`), and of
+n terms of share 1/n it is G/n.  A loss's own parameters count as fixed.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ Errors = Callable[[Loss, Back, Array, Any], Tree]
 
 def exact(loss: Loss, back: Back, losses: Array, key: Any) -> Tree:
     """All columns of a root of the loss's Hessian: as many sweeps as an example has outputs."""
-    return loss.root(back.loss_residuals)
+    return _given(loss, "root")(back.loss_residuals)
 
 
 def empirical(loss: Loss, back: Back, losses: Array, key: Any) -> Tree:
@@ -59,14 +61,28 @@ def sampled(count: int = 1) -> Errors:
     check_count("sampled", "count", count)
 
     def errors(loss, back, losses, key):
+        sample = _given(loss, "sample")
         if key is None:
             raise LayerError("sampled", "errors are drawn at random; give the call a key")
         # Another stream than that of layers which draw from the same key.
         keys = jax.random.split(jax.random.fold_in(key, count), count)
-        drawn = jax.vmap(lambda k: loss.sample(k, back.loss_residuals))(keys)
+        drawn = jax.vmap(lambda k: sample(k, back.loss_residuals))(keys)
         return jax.tree.map(lambda leaf: leaf / jnp.sqrt(count).astype(leaf.dtype), drawn)
 
     return errors
+
+
+def _given(loss: Loss, what: str) -> Callable[..., Tree]:
+    """The loss's root or sample."""
+    found = getattr(loss, what)
+    if found is None:
+        others = "empirical" + ", sampled(n)" * bool(loss.sample) + ", exact" * bool(loss.root)
+        raise LayerError(
+            loss.name or "loss",
+            f"it has no {what}, of which these errors are made; take errors={others}, or write "
+            f"one: Loss(..., {what}=...)",
+        )
+    return found
 
 
 class Trace(NamedTuple):
@@ -151,11 +167,14 @@ def ggn_trace(model: Layer, loss: Loss, errors: Errors = exact) -> Callable[...,
 def fisher_diagonal(model: Layer, loss: Loss, errors: Errors = exact) -> Callable[..., Tree]:
     """The diagonal of the Fisher information, 1/B Σᵢ E[gᵢ²] over targets drawn from the model.
 
+    gᵢ is the gradient of an example's own loss.  Of a mean over n tokens or outputs that is
+    ``ggn_diagonal`` divided by n, of n = 1 both are the same.
+
     Args:
         model: the model, a layer.
         loss: a loss that is a negative log-likelihood; with :func:`empirical`, any loss.
         errors: :func:`exact`, :func:`sampled`, or :func:`empirical`, where gᵢ is the gradient at
-            the data's own targets.
+            the data's own targets; all three are of one scale.
 
     Returns:
         ``f(params, x, y, *, weights=None, key=None) -> tree``, shaped like the model's parameters.
@@ -164,21 +183,44 @@ def fisher_diagonal(model: Layer, loss: Loss, errors: Errors = exact) -> Callabl
         LayerError: for a loss that is no likelihood, for layers that mix examples, and as
             :func:`~funcprop.value_and_backprop`.
 
-    >>> from funcprop import dense, huber
-    >>> from funcprop.statistics import fisher_diagonal
+    >>> import jax.numpy as jnp
+    >>> from funcprop import dense, huber, sigmoid_cross_entropy
+    >>> from funcprop.statistics import empirical, exact, fisher_diagonal
+    >>> params, x = {"b": jnp.zeros(1), "w": jnp.zeros((1, 1))}, jnp.ones((1, 1))
+    >>> f, own = (fisher_diagonal(dense(1), sigmoid_cross_entropy, e) for e in (exact, empirical))
+    >>> both = [own(params, x, jnp.full((1, 1), target))["b"][0] for target in (0.0, 1.0)]
+    >>> float(f(params, x, jnp.zeros((1, 1)))["b"][0]), float(sum(both) / 2)  # equally likely
+    (0.25, 0.25)
     >>> fisher_diagonal(dense(1), huber())
     Traceback (most recent call last):
         ...
-    funcprop.layer.LayerError: huber: it is no likelihood, from which targets could be drawn; take \
-errors=empirical, or ggn_diagonal
+    funcprop.layer.LayerError: huber: it is no likelihood, from which targets could be drawn, as \
+with label smoothing or a term added none is; take errors=empirical, or ggn_diagonal
     """
-    if errors is not empirical and not as_loss(loss).likelihood:
+    loss = as_loss(loss)
+    if errors is not empirical and not loss.likelihood:
         raise LayerError(
             loss.name,
-            "it is no likelihood, from which targets could be drawn; take errors=empirical, or "
-            "ggn_diagonal",
+            "it is no likelihood, from which targets could be drawn, as with label smoothing or a "
+            "term added none is; take errors=empirical, or ggn_diagonal",
         )
-    return ggn_diagonal(model, loss, errors)
+    root, sample = _by_share(loss, loss.root), _by_share(loss, loss.sample)
+    return ggn_diagonal(model, loss._replace(root=root, sample=sample), errors)
+
+
+def _by_share(loss: Loss, columns: Any) -> Any:
+    """Columns of E[∂ℓ ∂ℓᵀ] = Σₖ sₖ² Hₖ, made of those of the Hessian Σₖ sₖ Hₖ."""
+    terms = loss.terms
+    if columns is None or terms is None:
+        return columns
+
+    def of_terms(*args):  # the residuals come last
+        def scaled(column, share):
+            return (jnp.sqrt(accumulated(share)) * accumulated(column)).astype(column.dtype)
+
+        return jax.tree.map(scaled, columns(*args), terms(args[-1]))
+
+    return of_terms
 
 
 def hessian_diagonal(model: Layer, loss: Loss, samples: int) -> Callable[..., Tree]:

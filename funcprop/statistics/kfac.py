@@ -9,6 +9,9 @@ site's matrix M, δM = Σ rᵀ l, is approximated by a Kronecker product, vec(M)
 
 (Martens & Grosse 2015, arXiv 1503.05671; for sites of many rows Eschenhagen 2023,
 arXiv 2311.00636, eq. 18 and 22.)  A bias is a column more of M whose input is 1.
+
+With exact and sampled errors A ⊗ D is of the scale of G.  The Fisher information of a loss that is
+the mean of n terms (tokens, outputs) is G/n, and with empirical errors D is of that scale.
 """
 
 from __future__ import annotations
@@ -60,7 +63,10 @@ class Factors(NamedTuple):
 def kfac_factors(
     model: Layer, loss: Loss, errors: Errors = exact, *, reduce: bool = False
 ) -> Callable[..., Tree]:
-    """The Kronecker factors of every site, of the mean loss.
+    """The Kronecker factors of every site, of the mean loss's Gauss-Newton matrix.
+
+    With :func:`empirical` errors, of the empirical Fisher information in its place; for a mean of n
+    terms an example that is of a scale smaller by n.
 
     Args:
         model: the model, a layer.
