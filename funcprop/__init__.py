@@ -1,5 +1,7 @@
 """Backpropagation written out by hand, in JAX."""
 
+import typing as _typing
+
 from . import checking as checking
 from . import datasets as datasets
 from . import statistics as statistics
@@ -164,3 +166,11 @@ from .training import update_step as update_step
 from .vocabulary import linear_cross_entropy as linear_cross_entropy
 
 __version__ = "0.1.0"
+
+if not _typing.TYPE_CHECKING:  # a type checker would take every name to be there
+
+    def __getattr__(name):
+        from .elsewhere import missing
+
+        known = [key for key in globals() if not key.startswith("_")]
+        raise AttributeError(missing(name, known), name=name)
