@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .layer import LayerError, is_inexact
+from .layer import LayerError, described, is_inexact
 from .sweep import check_integers
 
 Tree = Any
@@ -23,7 +23,7 @@ def check_rule(name: str, rule: Any) -> None:
         came = f"the layer {rule.name}"
         raise LayerError(name, f"rule is {came}; make one of it: backpropagation(model, loss)")
     raise LayerError(
-        name, f"rule is {_said(rule)}, it must be a Rule, say backpropagation(model, loss)"
+        name, f"rule is {described(rule)}, it must be a Rule, say backpropagation(model, loss)"
     )
 
 
@@ -34,7 +34,7 @@ def check_optimizer(name: str, optimizer: Any) -> None:
     called = getattr(optimizer, "__name__", None)
     advice = f"call it: {called}(1e-3)" if called else "say optax.adam(1e-3)"
     raise LayerError(
-        name, f"optimizer is {_said(optimizer)}, it must be an optax transformation; {advice}"
+        name, f"optimizer is {described(optimizer)}, it must be an optax transformation; {advice}"
     )
 
 
@@ -46,7 +46,8 @@ def check_key(name: str, key: Any) -> None:
             return
     seed = key if isinstance(key, int) else 0
     raise LayerError(
-        name, f"key is {_said(key)}, it must be one key of jax.random, say jax.random.key({seed})"
+        name,
+        f"key is {described(key)}, it must be one key of jax.random, say jax.random.key({seed})",
     )
 
 
@@ -59,7 +60,7 @@ def check_params(name: str, params: Any) -> None:
         if not isinstance(leaf, (jax.Array, np.ndarray)) or not is_inexact(leaf):
             raise LayerError(
                 name,
-                f"params{keystr(path)} is {_said(leaf)}, parameters are arrays of floats; give "
+                f"params{keystr(path)} is {described(leaf)}, parameters are arrays of floats; give "
                 "those that init made: params, out_shape = model.init(key, shape)",
             )
 
@@ -67,7 +68,7 @@ def check_params(name: str, params: Any) -> None:
 def check_pair(name: str, argument: str, pair: Any) -> int:
     """The number of examples in a pair (x, y) of trees of arrays; raises unless it is one."""
     if not isinstance(pair, (tuple, list)):
-        raise LayerError(name, f"{argument} is {_said(pair)}, it must be the pair (x, y)")
+        raise LayerError(name, f"{argument} is {described(pair)}, it must be the pair (x, y)")
     if len(pair) != 2:
         hint = "; weights are given as sample_weight" if len(pair) == 3 else ""
         came = f"a {type(pair).__name__} of {len(pair)}"
@@ -76,7 +77,7 @@ def check_pair(name: str, argument: str, pair: Any) -> int:
         place = f"{'xy'[path[0].idx]}{keystr(path[1:])}"
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
             advice = "give arrays, say numpy.asarray of it"
-            raise LayerError(name, f"{argument}: {place} is {_said(leaf)}; {advice}")
+            raise LayerError(name, f"{argument}: {place} is {described(leaf)}; {advice}")
         if leaf.dtype.kind in "OSUMm":
             raise LayerError(
                 name, f"{argument}: {place} holds {leaf.dtype}, it must hold numbers or booleans"
@@ -103,7 +104,7 @@ def check_data(name: str, data: Any) -> None:
         more = "; a list is taken for an iterable of batches" if listed else ""
         raise LayerError(
             name,
-            f"data is {_said(data)}, it must be the pair (x, y), a tuple, or an iterable of such "
+            f"data is {described(data)}, it must be the pair (x, y), a tuple, or an iterable of such "
             f"pairs{more}",
         )
 
@@ -114,18 +115,3 @@ def _iterable(value: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _said(value: Any) -> str:
-    """A value in a few words: what it is, not all that it holds."""
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return repr(value)
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        module = type(value).__module__.split(".")[0]
-        kind = "an" if module in ("jax", "jaxlib", "numpy") else f"a {module}"
-        return f"{kind} array of {value.dtype}{list(value.shape)}"
-    if isinstance(value, type) or not callable(value):
-        of = f" of {len(value)}" if isinstance(value, (list, tuple, dict)) else ""
-        kind = value.__name__ if isinstance(value, type) else type(value).__name__
-        return f"the class {kind}" if isinstance(value, type) else f"a {kind}{of}"
-    return f"the function {getattr(value, '__name__', type(value).__name__)}"

@@ -19,6 +19,7 @@ from .layer import (
     Layer,
     LayerError,
     as_layer,
+    as_shape,
     check_count,
     gradient,
     is_inexact,
@@ -284,8 +285,7 @@ def pick(*entries: int) -> Layer:
 
     def init(key, shape):
         _check_tuple("pick", "shape", shape, None, max(entries))
-        out = picked(shape)
-        return (), out.shape if isinstance(out, jax.ShapeDtypeStruct) else out
+        return (), picked(shape)
 
     def forward(params, x, key=None):
         _check_tuple("pick", "x", x, None, max(entries))
@@ -321,10 +321,7 @@ def fork(n: int) -> Layer:
     check_count("fork", "n", n)
 
     def init(key, shape):
-        struct = (
-            jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype) if is_shape(shape) else tuple(shape)
-        )
-        return (), (struct,) * n
+        return (), (shape,) * n
 
     def forward(params, x, key=None):
         return (x,) * n, None
@@ -357,8 +354,8 @@ def residual(layer: Layer) -> Layer:
     def init(key, shape):
         params, out_shape = layer.init(key, shape)
         _check_entry_0(layer, out_shape)
-        before, after = (s if is_shape(s) else s[0].shape for s in (shape, out_shape))
-        if tuple(before) != tuple(after):
+        before, after = map(_shape_of_entry_0, (shape, out_shape))
+        if before != after:
             raise LayerError(
                 "residual", f"its layer {layer.name} turns shape {before} into {after}; keep it"
             )
@@ -535,18 +532,24 @@ def _add_to_entry_0(y: Tree, x: jax.Array) -> Tree:
     return (y[0] + x, *y[1:]) if isinstance(y, tuple) else y + x
 
 
+def _shape_of_entry_0(shape: Any) -> tuple[int, ...]:
+    if is_shape(shape):
+        return shape
+    return getattr(shape[0] if isinstance(shape, tuple) else shape, "shape", ())
+
+
 def _with_entry(entries: tuple, i: int, entry: Tree) -> tuple:
     return (*entries[:i], entry, *entries[i + 1 :])
 
 
 def _init_entry(layer: Layer, key: jax.Array | None, struct: Any) -> tuple[Tree, Any]:
     """Params and output structs of a layer on one entry of a tuple."""
-    single = isinstance(struct, jax.ShapeDtypeStruct)
-    params, out = layer.init(key, struct.shape if single else struct)
+    given = as_shape(layer.name, struct)
+    params, out = layer.init(key, tuple(given) if is_shape(given) else given)
     if is_shape(out):
-        dtype = struct.dtype if single else jnp.zeros(()).dtype
-        floats = jnp.issubdtype(dtype, jnp.inexact)
-        out = jax.ShapeDtypeStruct(out, dtype if floats else jnp.zeros(()).dtype)
+        single = isinstance(struct, jax.ShapeDtypeStruct)
+        floats = single and jnp.issubdtype(struct.dtype, jnp.floating)
+        out = jax.ShapeDtypeStruct(out, struct.dtype if floats else jnp.result_type(float))
     return params, out
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .layer import Layer, is_shape
+from .layer import Layer, as_layer, is_shape
 
 
 class Row(NamedTuple):
@@ -66,10 +66,13 @@ def summary(model: Layer, shape: Any) -> Summary:
 
     Args:
         model: any layer.
-        shape: shape of one example (a tuple of ``jax.ShapeDtypeStruct`` for a tuple input).
+        shape: shape of one example, as for the model's init.
 
     Returns:
         A :class:`Summary`.  A layer inside ``repeat`` is counted as often as it is repeated.
+
+    Raises:
+        LayerError: when ``model`` is no Layer, or a layer cannot take its input.
 
     >>> from funcprop import mlp, summary
     >>> print(summary(mlp((10, 20, 5)), (10,)))
@@ -78,6 +81,7 @@ def summary(model: Layer, shape: Any) -> Summary:
     layers[1]  dense  (5,)           105  b (5,)  w (5, 20)
     total                            325
     """
+    model = as_layer(model, "summary")
     rows: list[Row] = []
 
     def watched(layer: Layer, place: str) -> Layer:

@@ -160,5 +160,5 @@ def test_options_are_checked():
     with pytest.raises(LayerError, match="dense: its activation dense has parameters"):
         fp.dense(3, fp.dense(3)).init(jax.random.key(0), (2,))
     for features in (0, -1, 2.0, True):
-        with pytest.raises(LayerError, match=r"features is .*, a whole number above 0"):
+        with pytest.raises(LayerError, match=r"features is .*, it must be a positive integer"):
             fp.dense(features)

@@ -274,7 +274,7 @@ P, _ = MHA.init(KEY, (3, 4))
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: fp.attention(window=0), "attention: window is 0, a whole number above 0"),
+        (lambda: fp.attention(window=0), "attention: window is 0, it must be a positive integer"),
         (lambda: fp.attention(block=1.5), "block is 1.5"),
         (lambda: fp.attention().apply((), Q), r"x is no tuple \(q, k, v\)"),
         (lambda: fp.attention().apply((), (Q, Q)), r"x is no tuple \(q, k, v\)"),

@@ -262,7 +262,7 @@ PARAMS = {"w": jnp.ones((3, 3, 4, 6)), "b": jnp.ones(6)}
     ("run", "message"),
     [
         (lambda: fp.conv(0, 3), "conv: features is 0"),
-        (lambda: fp.conv(6, 3, groups=0), "groups is 0, a whole number above 0"),
+        (lambda: fp.conv(6, 3, groups=0), "groups is 0, it must be a positive integer"),
         (lambda: fp.conv(6, 3, groups=4), "groups is 4, a divisor of the 6 features"),
         (lambda: fp.conv(6, 3, groups=3).init(KEY, (5, 4)), "groups is 3, a divisor of the 4 chan"),
         (lambda: fp.conv(6, 3, padding="FULL"), "padding is 'FULL', one of SAME, VALID, CAUSAL"),
@@ -277,7 +277,10 @@ PARAMS = {"w": jnp.ones((3, 3, 4, 6)), "b": jnp.ones(6)}
         ),
         (lambda: fp.conv(6, 3, padding=[(1.5, 2)]), "pair .* of nonnegative integers"),
         (lambda: fp.conv(6, 3, padding=[(0, -1)]), "pair .* of nonnegative integers"),
-        (lambda: fp.conv(6, 3, stride=0).init(KEY, (5, 4)), "stride is 0, a whole number above 0"),
+        (
+            lambda: fp.conv(6, 3, stride=0).init(KEY, (5, 4)),
+            "stride is 0, it must be a positive integer",
+        ),
         (lambda: fp.conv(6, (3, 3)).init(KEY, (5, 4)), r"kernel is \(3, 3\), .* 1 of them"),
         (lambda: fp.conv(6, 3, dilation=True).init(KEY, (5, 4)), "dilation is True"),
         (lambda: fp.conv(6, 3).init(KEY, (4,)), r"one example is \(4,\), \(\*sizes, channels\)"),

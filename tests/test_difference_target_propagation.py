@@ -231,9 +231,13 @@ def test_sequences_with_lengths_and_dtypes():
 
 def test_errors():
     options = {"optimizer": optax.sgd(0.1)}
-    with pytest.raises(LayerError, match=r"propagation: step is 0, it must be a finite number above 0"):
+    with pytest.raises(
+        LayerError, match=r"propagation: step is 0, it must be a finite number above 0"
+    ):
         difference_target_propagation(MODEL, LOSS, (4,), step=0, **options)
-    with pytest.raises(LayerError, match=r"propagation: noise is -1, it must be a finite number at least 0"):
+    with pytest.raises(
+        LayerError, match=r"propagation: noise is -1, it must be a finite number at least 0"
+    ):
         difference_target_propagation(MODEL, LOSS, (4,), noise=-1, **options)
     with pytest.raises(LayerError, match=r"linear_cross_entropy has parameters; put them"):
         difference_target_propagation(MODEL, fp.linear_cross_entropy(3), (4,), **options)

@@ -101,9 +101,13 @@ def test_it_trains_with_any_optimizer():
 
 
 def test_errors():
-    with pytest.raises(LayerError, match=r"noise_multiplier is -1, it must be a finite number at least 0"):
+    with pytest.raises(
+        LayerError, match=r"noise_multiplier is -1, it must be a finite number at least 0"
+    ):
         rule(noise_multiplier=-1)
-    with pytest.raises(LayerError, match=r"sampling_rate is 0, it must be a finite number above 0 and at most 1"):
+    with pytest.raises(
+        LayerError, match=r"sampling_rate is 0, it must be a finite number above 0 and at most 1"
+    ):
         rule(sampling_rate=0)
     with pytest.raises(LayerError, match=r"max_norm is 0, it must be a finite number above 0"):
         rule(max_norm=0)

@@ -118,17 +118,20 @@ X = jnp.ones((2, 4, 3))
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: fp.embedding(0, 3), "vocab is 0, a whole number above 0 is due"),
+        (lambda: fp.embedding(0, 3), "vocab is 0, it must be a positive integer"),
         (lambda: fp.embedding(5, 1.5), "features is 1.5"),
         (lambda: fp.embedding(5, 3).apply({"w": W}, X), "x is float32, an array of integer ids"),
-        (lambda: fp.embedding(5, 3).apply({"w": W}, [1]), "x is list, an array of integer ids"),
+        (
+            lambda: fp.embedding(5, 3).apply({"w": W}, [1]),
+            "x is a list, an array is due",
+        ),
         (lambda: fp.embedding(5, 3).apply({"w": W}, IDS[0, 0]), r"one id, a batch .* x\[None\]"),
         (lambda: fp.embedding(6, 3).apply({"w": W}, IDS), r"w is \(5, 3\), .* \(6, 3\) is due"),
         (lambda: fp.embedding(5, 3).apply({"v": W}, IDS), r"params is \['v'\]"),
         (lambda: fp.embedding(5, 3).apply(W, IDS), "params is a "),
         (
             lambda: fp.embedding(5, 3).init(KEY, jax.ShapeDtypeStruct((2,), jnp.float32)),
-            "shape is of float32, ids are integers",
+            r"shape \(2,\) is of floats, ids are integers",
         ),
         (lambda: fp.positional(0), "length is 0"),
         (lambda: fp.positional(3).init(KEY, (4, 3)), "x has 4 positions, p has 3; give a larger"),

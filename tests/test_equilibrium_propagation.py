@@ -148,8 +148,8 @@ def test_errors():
     for option, bad, due in [
         ("beta", 0.0, r"beta is 0.0, it must be a finite number above 0"),
         ("rate", 1.5, r"rate is 1.5, it must be a finite number above 0 and at most 1"),
-        ("steps", 0, r"steps is 0, a whole number above 0"),
-        ("nudged_steps", 0, r"nudged_steps is 0, a whole number above 0"),
+        ("steps", 0, r"steps is 0, it must be a positive integer"),
+        ("nudged_steps", 0, r"nudged_steps is 0, it must be a positive integer"),
     ]:
         with pytest.raises(LayerError, match=due):
             equilibrium_propagation(MODEL, LOSS, **{option: bad})

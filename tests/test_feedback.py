@@ -376,7 +376,10 @@ def test_errors():
         fp.kolen_pollack(model, MSE, optax.sgd(0.1)).init(KEY, jax.tree.map(jnp.zeros_like, params))
     with pytest.raises(LayerError, match=r"feedback_alignment: rule_state is \(\)"):
         fp.feedback_alignment(model, MSE).estimate(params, (), x, y, None)
-    for rate, decay, match in ((0, None, "rate is 0"), (0.1, 2.0, "decay is 2.0, it must be a finite")):
+    for rate, decay, match in (
+        (0, None, "rate is 0"),
+        (0.1, 2.0, "decay is 2.0, it must be a finite"),
+    ):
         with pytest.raises(LayerError, match=match):
             fp.weight_mirror(model, MSE, rate=rate, decay=decay)
     with pytest.raises(LayerError, match="samples is 0"):

@@ -140,7 +140,7 @@ def test_it_trains_and_is_evaluated():
 def test_errors():
     with pytest.raises(LayerError, match=r"classes is 1, at least 2 are due"):
         forward_forward(MODEL, 1)
-    with pytest.raises(LayerError, match=r"classes is 2.5, a whole number"):
+    with pytest.raises(LayerError, match=r"classes is 2.5, it must be a positive integer"):
         forward_forward(MODEL, 2.5)
     with pytest.raises(LayerError, match=r"slope is 0, it must be a finite number above 0"):
         forward_forward(MODEL, 3, slope=0)

@@ -389,7 +389,10 @@ PA = init(ATTENTION, (X, EDGES))
         (lambda: ATTENTION.apply(PA, (X, EDGES.at[1, 1, 0].set(-1))), r"edge is \(-1, 0\)"),
         (lambda: CONV.apply(P, (X[..., :3], EDGES)), "graph_conv: x has 3 features, its weights"),
         (lambda: CONV.apply({"w": P["w"]}, (X, EDGES)), r"params is \['w'\], a dict of"),
-        (lambda: CONV.init(KEY, (3, 4)), r"shape is \(3, 4\), a tuple of structs is due"),
+        (
+            lambda: CONV.init(KEY, (3, 4)),
+            r"shape is \(3, 4\), a tuple .*, as \(x, edges\), is due",
+        ),
         (lambda: CONV.init(KEY, structs((X, X, MASK))), r"edges is float32\[1, 3, 4\]"),
         (lambda: fp.graph_attention(2, 0), "graph_attention: heads is 0"),
         (lambda: ATTENTION.apply({"w": 1}, (X, EDGES)), r"not a dict of \['in', 'out'\]"),

@@ -3,6 +3,7 @@
 That gradients of single examples sum to the gradient is in test_statistics.
 """
 
+import contextlib
 import functools
 
 import chex
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import funcprop
 from funcprop import LayerError, Site, check_layer, differentiable, gradient, sites
 from funcprop.checking import CASES, compare
-from funcprop.checking.catalogue import LAYERS
+from funcprop.checking.catalogue import ACTIVATIONS, LAYERS
 from funcprop.layer import cotangent_of, delta_of, is_inexact
 from funcprop.rows import dense, matrix_of, of_matrix
 
@@ -54,6 +55,57 @@ def drawn(case):
             lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)) if is_inexact(leaf) else None, y
         )
         return params, x, y, delta
+
+
+def made(layer, shape):
+    """Shapes of the params and the output that init gives, or the LayerError."""
+    out = []
+
+    def init(key):
+        params, shape_out = layer.init(key, shape)
+        out.append(shape_out)
+        return params
+
+    params = jax.eval_shape(init, jax.random.key(0))
+    return params, out[0]
+
+
+def sizes_of(shape, kind):
+    """Structs of floats as ``kind`` (tuple or list) of ints; the others as they are."""
+    if isinstance(shape, tuple):
+        return kind(sizes_of(entry, kind) for entry in shape)
+    return kind(shape.shape) if is_inexact(shape) else shape
+
+
+@pytest.mark.parametrize("case", LAYERS + ACTIVATIONS, ids=lambda case: case.name)
+def test_init_takes_shapes_in_every_form(case):
+    x = case.draw(np.random.default_rng(3))
+    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], np.float32), x)
+    kept = jax.tree.map(lambda s, leaf: s if is_inexact(leaf) else s.update(dtype=leaf.dtype),
+                        structs, x)  # fmt: skip
+    params, out = made(case.layer, kept)
+    assert type(out) is tuple or not is_inexact(out)
+    for form in (sizes_of(kept, tuple), sizes_of(kept, list)):
+        assert made(case.layer, form) == (params, out)
+
+
+IDS = jax.ShapeDtypeStruct((4, 6), np.int32)
+ODD_SHAPES = [
+    (), (4,), (4, 6), (2, 4, 6), (2, 3, 4, 6), (2, 2, 2, 2, 6), IDS, (IDS,), (IDS, IDS),
+    ((4, 6), (4, 6)), ((4, 6), IDS), ((4, 6), ()), ((4, 6),) * 3, ((4, 6),) * 5,
+    (((4, 6), (4, 6)), (6,)), ((4, 6), ((6,), (6,))), ((), (), ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+def test_a_shape_is_taken_or_refused_in_words(case):
+    own = case.name == "function" or case.name.startswith("mixture_of_experts")
+    for shape in () if own else ODD_SHAPES:
+        with contextlib.suppress(LayerError):
+            made(case.layer, shape)
+    for shape in (4, "4", None, (4.0, 6), (-1, 6), (True, 6), np.ones((4, 6)), (4, (6,)), {1, 2}):
+        with pytest.raises(LayerError):
+            made(case.layer, shape)
 
 
 @all_cases

@@ -345,7 +345,10 @@ PAIR = (jnp.ones((2, 3)), jnp.ones(2))
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: fp.mixture_of_experts(0, 3), "mixture_of_experts: experts is 0, a whole number"),
+        (
+            lambda: fp.mixture_of_experts(0, 3),
+            "mixture_of_experts: experts is 0, it must be a pos",
+        ),
         (lambda: fp.mixture_of_experts(2, 1.5), "hidden is 1.5"),
         (lambda: fp.mixture_of_experts(2, 3, chosen=3), "chosen is 3, at most the 2 experts"),
         (lambda: fp.mixture_of_experts(2, 3, activation=jnp.tanh), "tanh is not a Layer"),

@@ -488,8 +488,14 @@ def given(norm, first=()):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: fp.layer_norm(epsilon=0), "layer_norm: epsilon is 0, it must be a finite number above 0"),
-        (lambda: fp.group_norm(2, epsilon=np.inf), "group_norm: epsilon is inf, it must be a finite number"),
+        (
+            lambda: fp.layer_norm(epsilon=0),
+            "layer_norm: epsilon is 0, it must be a finite number above 0",
+        ),
+        (
+            lambda: fp.group_norm(2, epsilon=np.inf),
+            "group_norm: epsilon is inf, it must be a finite number",
+        ),
         (lambda: fp.frozen_norm(ONE, ONE, epsilon=np.nan), "frozen_norm: epsilon is nan"),
         (lambda: fp.batch_norm(epsilon=True), "batch_norm: epsilon is True"),
         (lambda: fp.rms_norm(epsilon="a"), "rms_norm: epsilon is 'a'"),
@@ -501,7 +507,7 @@ def given(norm, first=()):
         (lambda: fp.rms_norm().apply(P, X), r"params is \['b', 'scale'\], a dict of \['scale'\]"),
         (lambda: fp.layer_norm().apply(X, X), "a dict of"),
         (lambda: fp.layer_norm().init(KEY, ()), r"shape is \(\), one example's shape"),
-        (lambda: fp.group_norm(0), "groups is 0, a whole number above 0"),
+        (lambda: fp.group_norm(0), "groups is 0, it must be a positive integer"),
         (lambda: fp.group_norm(3).init(KEY, (2, 4)), "groups is 3, a divisor of the channels"),
         (lambda: fp.group_norm(3).apply(P, X), "groups is 3, a divisor of the channels"),
         (lambda: fp.frozen_norm(1.0, ONE), r"mean has shape \(\), \(C,\) is expected"),

@@ -246,9 +246,14 @@ def test_it_trains():
 
 def test_errors():
     params, x, y = drawn(DEEP, (4,), 5)
-    with pytest.raises(LayerError, match=r"predictive_coding: steps is 0, a whole number above 0"):
+    with pytest.raises(
+        LayerError, match=r"predictive_coding: steps is 0, it must be a positive integer"
+    ):
         predictive_coding(DEEP, LOSS, steps=0)
-    with pytest.raises(LayerError, match=r"fixed_prediction: rate is 2, it must be a finite number above 0 and at most 1"):
+    with pytest.raises(
+        LayerError,
+        match=r"fixed_prediction: rate is 2, it must be a finite number above 0 and at most 1",
+    ):
         fixed_prediction(DEEP, LOSS, rate=2)
     with pytest.raises(LayerError, match=r"zil: linear_cross_entropy has parameters; put them"):
         zil(DEEP, fp.linear_cross_entropy(3))

@@ -430,9 +430,9 @@ P = {
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: fp.lstm(0), "lstm: hidden is 0, a whole number above 0"),
-        (lambda: fp.rnn(5, truncate=0), "rnn: truncate is 0, a whole"),
-        (lambda: fp.gru(5, chunk=1.5), r"gru: chunk is 1.5, a whole"),
+        (lambda: fp.lstm(0), "lstm: hidden is 0, it must be a positive integer"),
+        (lambda: fp.rnn(5, truncate=0), "rnn: truncate is 0, it must be a positive"),
+        (lambda: fp.gru(5, chunk=1.5), r"gru: chunk is 1.5, it must be a positive"),
         (lambda: fp.rnn(5, jnp.tanh), "rnn: tanh is not a Layer"),
         (lambda: fp.rnn(5, fp.dense(3)).init(KEY, (3, 4)), "activation dense has parameters"),
         (lambda: fp.lstm(5).init(KEY, (4,)), r"lstm: shape is \(4,\), \(T, d\) is due"),

@@ -229,7 +229,7 @@ def test_they_train(make):
 
 def test_errors():
     model = fp.mlp((3, 2))
-    with pytest.raises(LayerError, match="directions is 0, a whole number above 0"):
+    with pytest.raises(LayerError, match="directions is 0, it must be a positive integer"):
         fp.forward_gradient(model, MSE, directions=0)
     with pytest.raises(LayerError, match="has parameters, which no activity stands for"):
         fp.forward_gradient(model, fp.linear_cross_entropy(5), activities=True)

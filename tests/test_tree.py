@@ -337,7 +337,7 @@ def run(x, params=RNN):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fp.tree_rnn(0), "tree_rnn: hidden is 0, a whole number above 0"),
+        (lambda: fp.tree_rnn(0), "tree_rnn: hidden is 0, it must be a positive integer"),
         (lambda: fp.tree_lstm(2.5), "tree_lstm: hidden is 2.5"),
         (lambda: fp.tree_rnn(4, jnp.tanh), "tree_rnn: tanh is not a Layer"),
         (lambda: fp.tree_rnn(4, fp.dense(4)).init(KEY, SHAPE), "activation dense has parameters"),

@@ -256,8 +256,8 @@ W, H, T = jnp.ones((3, 3, 5)), jnp.ones((4, 5)), jnp.zeros(4, jnp.int32)
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: linear_cross_entropy(0), "vocab is 0, a whole number above 0"),
-        (lambda: linear_cross_entropy(5, chunk=0), "chunk is 0, a whole number above 0"),
+        (lambda: linear_cross_entropy(0), "vocab is 0, it must be a positive integer"),
+        (lambda: linear_cross_entropy(5, chunk=0), "chunk is 0, it must be a positive integer"),
         (
             lambda: linear_cross_entropy(5, label_smoothing=1),
             "label_smoothing is 1, it must be a finite number",

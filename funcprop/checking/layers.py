@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import LayerError, delta_of, floats_of, gradient, is_inexact, is_shape, with_floats
+from ..layer import (
+    LayerError,
+    as_shape,
+    delta_of,
+    floats_of,
+    gradient,
+    is_inexact,
+    is_shape,
+    with_floats,
+)
 from ..losses import Loss
 from .compare import compare
 from .diagnosis import diagnose
@@ -85,10 +94,10 @@ def check_layer(
     with jax.enable_x64(True):
         drawn = x is None
         if drawn:
-            x = _draw(draw, layer.name, shape, batch)
+            x = _draw(draw, layer.name, as_shape(layer.name, shape), batch)
         if params is None:
             structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
-            own = shape if shape is not None else structs.shape if hasattr(x, "shape") else structs
+            own = structs if shape is None else shape
             params = _not_constant(draw, layer.init(init_key, own)[0])
         params, x = (cast(cast(tree, dtype), np.float64) for tree in (params, x))
         if drawn and isinstance(layer, Loss):

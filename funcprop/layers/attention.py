@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_count, check_float, gradient, is_shape
+from ..layer import Layer, LayerError, check_count, check_float, gradient, shapes_of_arrays
 
 _BLOCK, _LONG = 256, 512
 
@@ -69,8 +69,9 @@ def attention(
         return min(block, longest)
 
     def init(key, shape):
-        if is_shape(shape) or not hasattr(shape, "__len__") or len(shape) not in (3, 4):
-            raise LayerError("attention", f"shape is {shape}, (q, k, v) or (q, k, v, mask) is due")
+        due = "(q, k, v) or (q, k, v, mask)"
+        if len(shapes_of_arrays("attention", shape, due)) not in (3, 4):
+            raise LayerError("attention", f"shape is {shape}, {due} is due")
         _check([jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for leaf in shape])
         return (), tuple(shape[0].shape)
 

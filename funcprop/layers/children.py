@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..layer import LayerError, check_float, is_concrete, is_shape
+from ..layer import LayerError, check_float, is_concrete, shapes_of_arrays
 
 Tree = Any
 
 
 def shape_of_nodes(name: str, shape: Any) -> tuple[Any, Any]:
     """The structs of one example's nodes (N, d) and children (N, C)."""
-    pair = not is_shape(shape) and isinstance(shape, (tuple, list)) and len(shape) == 2
-    if not pair or len(shape[0].shape) != 2 or shape[1].shape[:-1] != shape[0].shape[:1]:
-        raise LayerError(
-            name, f"shape is {shape}, that of (x, children), (N, d) and (N, C), is due"
-        )
-    return tuple(shape)
+    due = "that of (x, children), (N, d) and (N, C),"
+    pair = shapes_of_arrays(name, shape, due)
+    sizes = [struct.shape for struct in pair]
+    if list(map(len, sizes)) != [2, 2] or sizes[0][0] != sizes[1][0]:
+        raise LayerError(name, f"shape is {shape}, {due} is due")
+    return pair[0], pair[1]
 
 
 def check_nodes(name: str, x: Any) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import contraction
-from ..layer import Layer, LayerError, Site, check_count, check_float, gradient
+from ..layer import Layer, LayerError, Site, check_count, check_float, float_shape, gradient
 from ..windows import (
     Padding,
     Windows,
@@ -186,6 +186,7 @@ def _convolution(
     site = Site(name, gradients, rows if groups == 1 else None, inputs_first=True)
 
     def init(key, shape):
+        shape = float_shape(name, shape)
         g = _checked(windows, name, shape)
         if shape[-1] < 1 or shape[-1] % groups:
             raise LayerError(

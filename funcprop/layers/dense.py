@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from .. import contraction
-from ..layer import Layer, LayerError, Site, as_layer, check_count, check_float, gradient, is_shape
+from ..layer import (
+    Layer,
+    LayerError,
+    Site,
+    as_layer,
+    check_count,
+    check_float,
+    float_shape,
+    gradient,
+)
 from .activations import identity
 
 he_normal = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)
@@ -54,8 +64,10 @@ def affine(
     site = Site("dense", gradients, rows)
 
     def init(key, shape):
-        if not is_shape(shape) or not shape or shape[-1] < 1:
-            raise LayerError("dense", f"shape is {shape}, one example's shape (..., n > 0) is due")
+        due = "one example's shape (..., n > 0)"
+        shape = float_shape("dense", shape, due)
+        if not shape:
+            raise LayerError("dense", f"shape is {shape}, {due} is due")
         w_key, b_key = jax.random.split(key)
         params = {"w": w_init(w_key, (features, shape[-1]))}
         if bias:
@@ -106,6 +118,12 @@ def dense(
     >>> params["w"].shape, params["b"].shape, out_shape
     ((3, 4), (3,), (3,))
     """
+    if isinstance(activation, (int, np.integer)):
+        raise LayerError(
+            "dense",
+            f"two sizes are given, {features} and {activation}; write dense({activation}), the "
+            "number of outputs alone: that of the inputs is given to init",
+        )
     activation = as_layer(activation, "dense")
     linear = affine(features, bias=bias, w_init=w_init, b_init=b_init)
 

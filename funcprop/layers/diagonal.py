@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..contraction import Varying, accumulated, by_example, matched, total
-from ..layer import Layer, LayerError, Site, check_float, check_number, gradient, is_shape
+from ..layer import (
+    Layer,
+    LayerError,
+    Site,
+    check_float,
+    check_number,
+    float_shape,
+    gradient,
+    is_shape,
+)
 
 # Complex numbers are kept as real arrays of 2 N features, the N real parts first.
 
@@ -207,12 +216,14 @@ def _check_ring(name: str, radius: Any, phase: Any) -> tuple[tuple[float, float]
 
 
 def shape_with_state(name: str, shape: Any, state: bool) -> tuple[int, int]:
-    single = is_shape(shape)
-    own = tuple(shape) if single else tuple(shape[0].shape)
-    if single == state or len(own) != 2:
-        due = "that of (T, n) and of a state (2 N,)" if state else "(T, n)"
+    due = "that of (T, n) and of a state (2 N,)" if state else "(T, n)"
+    given = shape if isinstance(shape, tuple) and not is_shape(shape) else (shape,)
+    if len(given) != 1 + state:
         raise LayerError(name, f"shape is {shape}, {due} is due")
-    return own[0], own[1]
+    sizes = [float_shape(name, one, due) for one in given]
+    if list(map(len, sizes)) != [2, 1][: 1 + state]:
+        raise LayerError(name, f"shape is {shape}, {due} is due")
+    return sizes[0][0], sizes[0][1]
 
 
 def entries_with_state(name: str, x: Any, state: bool) -> tuple[Any, Any]:

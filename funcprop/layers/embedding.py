@@ -10,14 +10,17 @@ import numpy as np
 
 from .. import contraction
 from ..layer import (
+    FloatShape,
     Layer,
     LayerError,
     Site,
     check_count,
     check_float,
     check_number,
+    float_shape,
     gradient,
     is_concrete,
+    is_shape,
     stateless,
 )
 from ..rows import OneHot
@@ -127,6 +130,7 @@ def positional(length: int, *, p_init: Any = small_normal) -> Layer:
     site = Site("positional", gradients)
 
     def init(key, shape):
+        shape = float_shape("positional", shape, "a sequence (T, d)")
         _check_sequence("positional", "shape", shape, shape)
         _check_length(shape[0], length)
         return {"p": p_init(key, (length, shape[1]))}, shape
@@ -172,6 +176,7 @@ def sinusoidal(base: float = 10000.0) -> Layer:
     base = check_number("sinusoidal", "base", base, above=0)
 
     def init(key, shape):
+        shape = float_shape("sinusoidal", shape, "a sequence (T, d)")
         _check_sequence("sinusoidal", "shape", shape, shape)
         return stateless(key, shape)
 
@@ -196,8 +201,16 @@ def _taken(w: jax.Array, ids: jax.Array) -> jax.Array:
 
 def _shape_of_ids(shape: Any) -> tuple[int, ...]:
     """The shape of one example's ids, given as a tuple of ints or a ``jax.ShapeDtypeStruct``."""
-    if not isinstance(shape, jax.ShapeDtypeStruct):
+    if isinstance(shape, FloatShape):
+        raise LayerError(
+            "embedding",
+            f"shape {shape} is of floats, ids are integers; write {tuple(shape)} or "
+            f'jax.ShapeDtypeStruct({tuple(shape)}, "int32")',
+        )
+    if is_shape(shape):
         return tuple(shape)
+    if not isinstance(shape, jax.ShapeDtypeStruct):
+        raise LayerError("embedding", f"shape is {shape}, that of one array of ids is due")
     if not jnp.issubdtype(shape.dtype, jnp.integer):
         raise LayerError("embedding", f"shape is of {shape.dtype}, ids are integers")
     return shape.shape

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, Site, cotangent_of, delta_of, gradient, is_shape, stateless
+from ..layer import Layer, Site, cotangent_of, delta_of, example_batch, gradient, stateless
 
 
 def function(
@@ -56,14 +56,7 @@ def function(
     def whole_init(key, shape):
         params, out_shape = init(key, shape)
         if init is stateless:
-            batch = (
-                jax.ShapeDtypeStruct((1, *shape), jnp.zeros(()).dtype)
-                if is_shape(shape)
-                else jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), shape)
-            )
-            out = jax.eval_shape(f, params, batch)
-            if isinstance(out, jax.ShapeDtypeStruct):
-                return params, out.shape[1:]
+            out = jax.eval_shape(lambda: f(params, example_batch(shape)))
             out_shape = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), out)
         return params, out_shape
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..layer import Layer, LayerError, check_count, gradient, is_shape, position
+from ..layer import Layer, LayerError, check_count, float_shape, gradient, position
 from .activations import gelu, sigmoid, silu
 from .dense import affine, he_normal
 
@@ -70,8 +70,10 @@ def _gated(name: str, activation: Layer, hidden: int, bias: bool, w_init: Any) -
         return affine(features, bias=bias, w_init=w_init)
 
     def init(key, shape):
-        if not is_shape(shape) or not shape:
-            raise LayerError(name, f"shape is {shape}, one example's shape (..., n > 0) is due")
+        due = "one example's shape (..., n > 0)"
+        shape = float_shape(name, shape, due)
+        if not shape:
+            raise LayerError(name, f"shape is {shape}, {due} is due")
         first, second = jax.random.split(key)
         with position(name):
             params, wide = widen.init(first, shape)

@@ -11,7 +11,7 @@ from jax import lax
 
 from .. import contraction
 from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, Site, check_float, gradient, is_concrete, is_shape
+from ..layer import Layer, LayerError, Site, check_float, gradient, is_concrete, shapes_of_arrays
 from .dense import check_affine, check_features, he_normal, zeros
 
 
@@ -248,10 +248,11 @@ def _check_ends(name: str, nodes: int, edges: Any) -> None:
 
 def shape_of_graph(name: str, shape: Any, features: bool = False) -> tuple[int, int]:
     """(N, n) of one example's shape, a tuple of structs."""
-    if is_shape(shape) or not isinstance(shape, tuple):
-        raise LayerError(name, f"shape is {shape}, a tuple of structs is due, as (x, edges)")
+    structs = shapes_of_arrays(name, shape, "a tuple of structs, as (x, edges),")
     check_graphs(
-        name, tuple(jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for leaf in shape), features
+        name,
+        tuple(jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for leaf in structs),
+        features,
     )
     return tuple(shape[0].shape)
 

@@ -17,8 +17,8 @@ from ..layer import (
     check_count,
     check_float,
     check_number,
+    float_shape,
     gradient,
-    is_shape,
 )
 
 # Means are taken after subtracting one of the elements: with a mean of 1e4 and a spread of 1e-2
@@ -162,7 +162,7 @@ def group_norm(groups: int, *, epsilon: float = 1e-5, bias: bool = True) -> Laye
             )
 
     def init(key, shape):
-        divided(tuple(shape))
+        divided(float_shape("group_norm", shape))
         return layer.init(key, shape)
 
     def forward(params, x, key=None):
@@ -213,10 +213,12 @@ def scale_site(name: str, bias: bool, mixes: bool = False) -> Site:
 
 def norm_init(name: str, bias: bool) -> Callable[..., Any]:
     def init(key, shape):
-        if not is_shape(shape) or not shape or shape[-1] < 1:
-            raise LayerError(name, f"shape is {shape}, one example's shape (..., n > 0) is due")
+        due = "one example's shape (..., n > 0)"
+        shape = float_shape(name, shape, due)
+        if not shape:
+            raise LayerError(name, f"shape is {shape}, {due} is due")
         params = {"scale": jnp.ones(shape[-1])}
-        return params | {"b": jnp.zeros(shape[-1])} if bias else params, tuple(shape)
+        return params | {"b": jnp.zeros(shape[-1])} if bias else params, shape
 
     return init
 

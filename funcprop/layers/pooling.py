@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from ..contraction import accumulated, by_example, divided
-from ..layer import Layer, LayerError, check_float, gradient
+from ..layer import Layer, LayerError, check_float, float_shape, gradient
 from ..windows import Padding, Windows, check_counts, check_padding, pads_of, per_axis
 from .shape import Example
 
@@ -176,6 +176,7 @@ def avg_pool(
 
 def _global_avg_pool() -> Layer:
     def init(key, shape):
+        shape = float_shape("global_avg_pool", shape)
         _check_rank("global_avg_pool", shape)
         return (), shape[-1:]
 
@@ -239,6 +240,7 @@ def _sum(pieces: Any) -> jax.Array:
 
 def _init(name: str, windows: Callable[..., Windows]) -> Callable[..., Any]:
     def init(key, shape):
+        shape = float_shape(name, shape)
         _check_rank(name, shape)
         return (), (*_fitting(windows, name, shape).out, shape[-1])
 

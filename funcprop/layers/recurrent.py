@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_count, gradient, is_shape
+from ..layer import Layer, LayerError, check_count, float_shape, gradient, is_shape
 from .sequence import check_lengths, valid
 from .steps import Cell, only_real, scan_back, scan_forward, steps_of, swapped
 
@@ -38,9 +38,9 @@ def recurrent(cell: Cell, state: bool, truncate: int | None, chunk: int | None) 
 
     def init(key, shape):
         x, length, own = entries(shape)
-        size = tuple(x) if is_shape(x) else tuple(x.shape)
         padded = length is not None
-        if len(size) != 2 or (padded and length.shape != ()):
+        size = float_shape(cell.name, x, "(T, d)")
+        if len(size) != 2 or (padded and getattr(length, "shape", None) != ()):
             raise LayerError(
                 cell.name, f"shape is {shape}, (T, d) is due, or that with a length ()"
             )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_float, check_number, gradient, is_shape
+from ..layer import Layer, LayerError, check_float, check_number, float_shape, gradient
 
 
 def rotary(base: float = 10000.0) -> Layer:
@@ -34,9 +34,11 @@ def rotary(base: float = 10000.0) -> Layer:
     base = check_base("rotary", base)
 
     def init(key, shape):
-        if not is_shape(shape) or len(shape) < 2 or shape[-1] % 2:
-            raise LayerError("rotary", f"shape is {shape}, (T, ..., d) with an even d is due")
-        return (), tuple(shape)
+        due = "(T, ..., d) with an even d"
+        shape = float_shape("rotary", shape, due)
+        if len(shape) < 2 or shape[-1] % 2:
+            raise LayerError("rotary", f"shape is {shape}, {due} is due")
+        return (), shape
 
     def forward(params, x, key=None):
         check_float("rotary", x)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..contraction import by_example
-from ..layer import Layer, LayerError, check_float, gradient, is_concrete, is_shape
+from ..layer import Layer, LayerError, check_float, float_shape, gradient, is_concrete, is_shape
 from .shape import Example
 
 
@@ -34,9 +34,9 @@ def check_lengths(name: str, x: Any, lengths: Any = None) -> None:
 
 def shape_of_sequence(name: str, shape: Any) -> tuple[int, ...]:
     """(T, d) of one example's shape, given alone or with that of its length."""
-    single = is_shape(shape)
-    own = tuple(shape) if single else tuple(shape[0].shape)
-    if len(own) != 2 or not (single or (len(shape) == 2 and shape[1].shape == ())):
+    x, *lengths = shape if isinstance(shape, tuple) and not is_shape(shape) else (shape,)
+    own = float_shape(name, x, "(T, d)")
+    if len(own) != 2 or len(lengths) > 1 or any(getattr(n, "shape", None) != () for n in lengths):
         raise LayerError(name, f"shape is {shape}, (T, d) is due, or that with a length ()")
     return own
 

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..contraction import by_example
-from ..layer import Layer, LayerError, gradient, is_shape
+from ..layer import (
+    Layer,
+    LayerError,
+    check_array,
+    described,
+    gradient,
+    is_array,
+    is_shape,
+    shapes_of_arrays,
+)
 
 
 @jax.tree_util.register_static
@@ -41,6 +50,8 @@ def reshape(*shape: int) -> Layer:
     >>> reshape(3, -1).apply((), jnp.zeros((5, 12))).shape
     (5, 3, 4)
     """
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        raise LayerError("reshape", f"shape is {shape[0]}; write reshape(*shape), its sizes alone")
     if not all(_is_integer(n) and n >= -1 for n in shape):
         raise LayerError("reshape", f"shape is {shape}, whole numbers are due, or one -1")
     if shape.count(-1) > 1:
@@ -65,14 +76,14 @@ flatten: Layer
 
 def _arrangement(name: str, arranged: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Layer:
     def init(key, shape):
-        return (), arranged(_single(name, shape))
+        return (), _like(shape, arranged(_single(name, shape)))
 
     def forward(params, x, key=None):
-        _check_array(name, x)
+        _check_batch(name, x)
         return _reshaped(x, arranged(x.shape[1:])), Example(x.shape[1:])
 
     def backward(weights, example, delta, statistic=gradient):
-        return _reshaped(delta, example.shape), ()
+        return None if delta is None else _reshaped(delta, example.shape), ()
 
     return Layer(init, forward, backward, name)
 
@@ -116,14 +127,16 @@ def transpose(*axes: int) -> Layer:
         return new
 
     def init(key, shape):
-        shape = _single("transpose", shape)
-        return (), tuple(shape[axis] for axis in order(len(shape)))
+        sizes = _single("transpose", shape)
+        return (), _like(shape, tuple(sizes[axis] for axis in order(len(sizes))))
 
     def forward(params, x, key=None):
-        _check_array("transpose", x)
+        _check_batch("transpose", x)
         return x.transpose(0, *[axis + 1 for axis in order(x.ndim - 1)]), None
 
     def backward(weights, residuals, delta, statistic=gradient):
+        if delta is None:
+            return None, ()
         inverse = np.argsort(order(delta.ndim - 1))
         return delta.transpose(0, *[int(axis) + 1 for axis in inverse]), ()
 
@@ -131,11 +144,8 @@ def transpose(*axes: int) -> Layer:
 
 
 def _concatenate() -> Layer:
-    def check(argument, parts, dtypes):
-        listed = isinstance(parts, (tuple, list)) and len(parts) > 0
-        if not listed or (argument == "shape" and is_shape(parts)):
-            came = parts if argument == "shape" else type(parts).__name__
-            raise LayerError("concatenate", f"{argument} is {came}, a tuple of arrays is due")
+    def check(parts):
+        dtypes = {leaf.dtype for leaf in parts}
         shapes = [tuple(leaf.shape) for leaf in parts]
         alike = len({shape[:-1] for shape in shapes}) == 1 and min(map(len, shapes)) > 0
         if not alike or len(dtypes) > 1:
@@ -146,15 +156,23 @@ def _concatenate() -> Layer:
             )
 
     def init(key, shape):
-        check("shape", shape, {leaf.dtype for leaf in shape} if not is_shape(shape) else set())
-        return (), (*shape[0].shape[:-1], sum(leaf.shape[-1] for leaf in shape))
+        due = "a tuple of arrays"
+        if not shapes_of_arrays("concatenate", shape, due):
+            raise LayerError("concatenate", f"shape is {shape}, {due} is due")
+        check(shape)
+        first = shape[0]
+        sizes = (*first.shape[:-1], sum(leaf.shape[-1] for leaf in shape))
+        return (), jax.ShapeDtypeStruct(sizes, first.dtype)
 
     def forward(params, x, key=None):
-        listed = isinstance(x, (tuple, list))
-        check("x", x, {leaf.dtype for leaf in x} if listed else set())
+        if not isinstance(x, (tuple, list)) or not x or not all(map(is_array, x)):
+            raise LayerError("concatenate", f"x is {described(x)}, a tuple of arrays is due")
+        check(x)
         return jnp.concatenate(x, axis=-1), Example(tuple(leaf.shape[-1] for leaf in x))
 
     def backward(weights, sizes, delta, statistic=gradient):
+        if delta is None:
+            return (None,) * len(sizes.shape), ()
         ends = itertools.accumulate(sizes.shape, initial=0)
         return tuple(delta[..., a:b] for a, b in itertools.pairwise(ends)), ()
 
@@ -170,11 +188,20 @@ def _is_integer(value: Any) -> bool:
 
 
 def _single(name: str, shape: Any) -> tuple[int, ...]:
-    if not is_shape(shape):
+    if is_shape(shape):
+        return tuple(shape)
+    if not isinstance(shape, jax.ShapeDtypeStruct):
         raise LayerError(name, f"shape is {shape}, that of one array is due")
-    return tuple(shape)
+    return shape.shape
 
 
-def _check_array(name: str, x: Any) -> None:
-    if not hasattr(x, "dtype") or jnp.ndim(x) < 1:
-        raise LayerError(name, f"x is {type(x).__name__}, an array with a batch axis is due")
+def _like(shape: Any, sizes: tuple[int, ...]) -> Any:
+    """The shape of an array of these sizes and of the dtype that ``shape`` says."""
+    single = isinstance(shape, jax.ShapeDtypeStruct)
+    return jax.ShapeDtypeStruct(sizes, shape.dtype) if single else sizes
+
+
+def _check_batch(name: str, x: Any) -> None:
+    check_array(name, x)
+    if jnp.ndim(x) < 1:
+        raise LayerError(name, f"x is {described(x)}, an array with a batch axis is due")

@@ -17,6 +17,7 @@ from ..layer import (
     as_layer,
     check_count,
     check_number,
+    float_shape,
     gradient,
     is_shape,
     position,
@@ -117,19 +118,19 @@ def multi_head_attention(
         return alone[0], alone[1] if cross else None, tuple(alone[1 + cross :])
 
     def init(key, shape):
-        single = is_shape(shape)
-        shapes = (tuple(shape),) if single else tuple(tuple(leaf.shape) for leaf in shape)
-        parts(shapes)
-        if len(shapes[0]) != 2:
+        single = not isinstance(shape, tuple) or is_shape(shape)
+        x, memory, _ = parts(shape if not single else (shape,))
+        shapes = [float_shape(name, one) for one in (x, memory) if one is not None]
+        if any(len(sizes) != 2 for sizes in shapes):
             raise LayerError(name, f"x is {shapes[0]}, a sequence (T, n) is due")
         d, made, out = layers(shapes[0][-1])
         keys = iter(jax.random.split(key, 3))
-        given = {"qkv": shapes[0], "q": shapes[0], "kv": shapes[-1 if len(shapes) < 3 else 1]}
+        given = {"qkv": shapes[0], "q": shapes[0], "kv": shapes[-1]}
         params = {
             label: layer.init(next(keys), given[label])[0] for label, (layer, _) in made.items()
         }
         params["out"] = out.init(next(keys), (*shapes[0][:-1], heads * d))[0]
-        return params, shape if single else tuple(shape)
+        return params, shape
 
     def split(y, counts, d):
         def run(y):
@@ -370,6 +371,7 @@ def _feed_forward(hidden: int | None, activation: Layer) -> Layer:
         return serial(dense(hidden or 4 * features, activation), affine(features))
 
     def init(key, shape):
+        shape = float_shape("feed_forward", shape)
         return layers(shape[-1]).init(key, shape)
 
     def forward(params, x, key=None):
@@ -386,7 +388,8 @@ def tokens(layer: Layer) -> Layer:
     first = on(0, layer)
 
     def init(key, shape):
-        return (layer if is_shape(shape) else first).init(key, shape)
+        several = isinstance(shape, tuple) and not is_shape(shape)
+        return (first if several else layer).init(key, shape)
 
     def forward(params, x, key=None):
         return (first if isinstance(x, tuple) else layer).forward(params, x, key)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..combinators import Block, blocks
 from ..contraction import accumulated
@@ -21,6 +20,7 @@ from ..layer import (
     LayerError,
     Shape,
     as_layer,
+    as_shape,
     example_batch,
     floats_of,
     is_inexact,
@@ -103,17 +103,9 @@ def check_array(rule: str, block: Block, y: Tree) -> None:
 # ---------------------------------------------------------------- what a rule is told of shapes
 
 
-def check_shape(rule: str, shape: Shape) -> Shape:
-    """``shape`` if it can be that of one example."""
-    leaves = [shape] if isinstance(shape, jax.ShapeDtypeStruct) else shape
-    listed = isinstance(leaves, (tuple, list))
-    if listed and all(
-        isinstance(leaf, (int, np.integer)) or hasattr(leaf, "dtype")
-        for leaf in jax.tree.leaves(leaves)
-    ):
-        return shape
-    advice = f"({shape},)" if isinstance(shape, int) else "as for the model's init"
-    raise LayerError(rule, f"shape is {shape!r}, that of one example is due, a tuple: {advice}")
+def check_shape(rule: str, shape: Shape) -> None:
+    """Raises unless ``shape`` can be that of one example."""
+    as_shape(rule, shape)
 
 
 def example_for(params: Tree, shape: Shape) -> Tree:

@@ -56,7 +56,7 @@ def sampled(count: int = 1) -> Errors:
     >>> sampled(0)
     Traceback (most recent call last):
         ...
-    funcprop.layer.LayerError: sampled: count is 0, a whole number above 0 is due
+    funcprop.layer.LayerError: sampled: count is 0, it must be a positive integer
     """
     check_count("sampled", "count", count)
 
