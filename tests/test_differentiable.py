@@ -72,7 +72,21 @@ def test_it_refuses_forward_mode_and_apply_does_not():
     f = fp.differentiable(LAYER)
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(lambda p: f(p, X), (PARAMS,), (PARAMS,))
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jacfwd(lambda x: f(PARAMS, x))(X)
     jax.jvp(lambda p: LAYER.apply(p, X), (PARAMS,), (PARAMS,))
+
+
+def test_it_can_be_differentiated_again():
+    f = fp.differentiable(LAYER)
+
+    def hessian(apply):
+        def value(x):
+            return jnp.sum(jnp.sin(apply(PARAMS, x)))
+
+        return jax.jit(lambda x: (jax.hessian(value)(x), jax.jacrev(jax.grad(value))(x)))
+
+    compare(hessian(f)(X[:1]), hessian(LAYER.apply)(X[:1])).assert_ok()
 
 
 def test_flax_nnx():
