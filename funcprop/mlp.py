@@ -19,22 +19,44 @@ the layers in :func:`funcprop.serial`, the loss's derivative in :mod:`funcprop.l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
 from .combinators import serial
-from .layer import Layer, LayerError
+from .layer import Layer, LayerError, described, float_shape
 from .layers.activations import relu
 from .layers.dense import dense
 from .losses import Loss, mean_squared_error
 from .sweep import value_and_backprop
 
 Params = tuple[dict[str, jax.Array], ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
+def _sizes_as_one(place: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function that says so when its sizes, one tuple at ``place``, are given one by one."""
+
+    def with_check(make: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(make)
+        def made(*args: P.args, **options: P.kwargs) -> R:
+            if isinstance(next(iter(args[place:]), None), (int, np.integer)):
+                sizes = ", ".join(str(n) for n in args[place:] if isinstance(n, (int, np.integer)))
+                raise LayerError(
+                    "mlp", f"sizes are given one by one; write a tuple, ({sizes}, ...)"
+                )
+            return make(*args, **options)
+
+        return made
+
+    return with_check
+
+
+@_sizes_as_one(0)
 def mlp(sizes: Sequence[int], activation: Layer = relu) -> Layer:
     """The MLP as a layer: dense layers with an activation between them.
 
@@ -46,7 +68,7 @@ def mlp(sizes: Sequence[int], activation: Layer = relu) -> Layer:
         A layer that takes (B, d₀) to (B, d_L).
 
     Raises:
-        LayerError: when there are fewer than two sizes, or one is not a whole number above 0.
+        LayerError: when there are fewer than two sizes, or one is not a positive integer.
 
     >>> from funcprop import mlp, tanh
     >>> model = mlp((10, 20, 5), tanh)
@@ -55,16 +77,18 @@ def mlp(sizes: Sequence[int], activation: Layer = relu) -> Layer:
     """
     sizes = _checked(sizes)
     hidden = [dense(size, activation) for size in sizes[1:-1]]
-    network = serial(*hidden, dense(sizes[-1]))
+    first, *others = [*hidden, dense(sizes[-1])]
 
+    # In the first layer, and so in all that is rebuilt from the parts.
     def init(key, shape):
-        if tuple(shape) != (sizes[0],):
+        if float_shape("mlp", shape) != sizes[:1]:
             raise LayerError("mlp", f"shape is {shape}, its sizes {sizes} take ({sizes[0]},)")
-        return network.init(key, shape)
+        return first.init(key, shape)
 
-    return network._replace(init=init)
+    return serial(first._replace(init=init), *others)
 
 
+@_sizes_as_one(1)
 def init(key: jax.Array, sizes: Sequence[int]) -> Params:
     """Parameters of an MLP: W⁽ˡ⁾ normal with variance 2/d⁽ˡ⁻¹⁾ (He 2015), b⁽ˡ⁾ = 0.
 
@@ -76,7 +100,7 @@ def init(key: jax.Array, sizes: Sequence[int]) -> Params:
         A tuple of ``{"w": (d_l, d_{l-1}), "b": (d_l,)}``, one for each layer l = 1 ... L.
 
     Raises:
-        LayerError: when there are fewer than two sizes, or one is not a whole number above 0.
+        LayerError: when there are fewer than two sizes, or one is not a positive integer.
 
     >>> import jax, funcprop
     >>> [layer["w"].shape for layer in funcprop.init(jax.random.key(0), (10, 20, 5))]
@@ -141,6 +165,9 @@ def backprop(
 
 def _sizes(params: Params) -> tuple[int, ...]:
     """(d₀, ..., d_L), read off the parameters."""
+    if hasattr(params, "dtype") or isinstance(params, Layer):
+        came = "a Layer" if isinstance(params, Layer) else described(params)
+        raise LayerError("mlp", f"params is {came}; params are what init gives, and come first")
     layers = params if isinstance(params, (tuple, list)) else ()
     if not layers or not all(
         isinstance(p, dict) and getattr(p.get("w"), "ndim", 0) == 2 for p in layers
@@ -152,11 +179,16 @@ def _sizes(params: Params) -> tuple[int, ...]:
 
 
 def _checked(sizes: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(sizes)
-    integers = all(isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in sizes)
-    if len(sizes) < 2 or not integers or min(sizes) < 1:
+    listed = isinstance(sizes, Sequence) or (isinstance(sizes, np.ndarray) and sizes.ndim == 1)
+    if (
+        not listed
+        or len(sizes) < 2
+        or any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) for s in sizes)
+        or min(sizes) < 1
+    ):
         raise LayerError(
             "mlp",
-            f"sizes is {sizes}, two or more whole numbers above 0 are due: (inputs, ..., outputs)",
+            f"sizes is {described(sizes)}, it must be two or more positive integers, "
+            "(inputs, ..., outputs)",
         )
     return tuple(map(int, sizes))

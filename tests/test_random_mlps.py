@@ -247,9 +247,12 @@ def test_initial_weights_have_variance_2_over_the_inputs():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: fp.init(jax.random.key(0), (4,)), r"mlp: sizes is \(4,\), two or more"),
+        (
+            lambda p: fp.init(jax.random.key(0), (4,)),
+            r"mlp: sizes is \(4,\), it must be two or more",
+        ),
         (lambda p: fp.init(jax.random.key(0), (4, 0)), r"sizes is \(4, 0\)"),
-        (lambda p: fp.init(jax.random.key(0), (4, 2.0)), r"whole numbers above 0 are due"),
+        (lambda p: fp.init(jax.random.key(0), (4, 2.0)), r"two or more positive integers"),
         (lambda p: fp.apply({}, jnp.ones((1, 4))), r"params must be a tuple of"),
         (
             lambda p: fp.apply(p, jnp.ones((2, 5))),
@@ -272,6 +275,21 @@ def test_initial_weights_have_variance_2_over_the_inputs():
         (lambda p: fp.apply(p, jnp.ones((2, 4)), jax.nn.relu), r"dense: .*elementwise"),
         (lambda p: fp.apply(p, jnp.ones((2, 4)), fp.leaky_relu), r"call it: leaky_relu\("),
         (lambda p: fp.mlp((4, 2)).init(jax.random.key(0), (5,)), r"its sizes \(4, 2\) take \(4,\)"),
+        (lambda p: fp.summary(fp.mlp((4, 2)), (5,)), r"its sizes \(4, 2\) take \(4,\)"),
+        (
+            lambda p: fp.serial(fp.dense(5), fp.mlp((4, 2))).init(jax.random.key(0), (3,)),
+            r"layers\[1\]\.layers\[0\] mlp: shape is \(5,\)",
+        ),
+        (lambda p: fp.mlp(4, 8, 3), r"mlp: sizes are given one by one; .* \(4, 8, 3"),
+        (lambda p: fp.init(jax.random.key(0), 4, 3), r"one by one; write a tuple, \(4, 3"),
+        (lambda p: fp.init(3, (4, 2)), r"key is 3, .* write jax.random.key\(3\)"),
+        (lambda p: fp.init((4, 2), jax.random.key(0)), r"mlp: sizes is key<fry>\[\]"),
+        (lambda p: fp.apply(jnp.ones((2, 4)), p), r"params is float32\[2, 4\]; .* come first"),
+        (
+            lambda p: fp.backprop(jnp.ones((2, 4)), jnp.ones((2, 3)), p),
+            r"mlp: params is float32\[2, 4\]; .* come first",
+        ),
+        (lambda p: fp.apply(fp.mlp((4, 3)), p, jnp.ones((2, 4))), "params is a Layer"),
         (
             lambda p: fp.backprop(p, jnp.ones((2, 4)), jnp.ones((2, 3)), fp.softmax_cross_entropy),
             r"softmax_cross_entropy is not a Loss: it is a constructor",
