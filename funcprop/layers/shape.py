@@ -83,7 +83,9 @@ def _arrangement(name: str, arranged: Callable[[tuple[int, ...]], tuple[int, ...
         return _reshaped(x, arranged(x.shape[1:])), Example(x.shape[1:])
 
     def backward(weights, example, delta, statistic=gradient):
-        return None if delta is None else _reshaped(delta, example.shape), ()
+        if delta is None:
+            return None, ()
+        return _reshaped(delta, example.shape), ()
 
     return Layer(init, forward, backward, name)
 
