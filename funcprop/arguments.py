@@ -104,8 +104,8 @@ def check_data(name: str, data: Any) -> None:
         more = "; a list is taken for an iterable of batches" if listed else ""
         raise LayerError(
             name,
-            f"data is {described(data)}, it must be the pair (x, y), a tuple, or an iterable of such "
-            f"pairs{more}",
+            f"data is {described(data)}, it must be the pair (x, y), a tuple, or an iterable of "
+            f"such pairs{more}",
         )
 
 

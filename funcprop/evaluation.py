@@ -301,7 +301,7 @@ def check_values(
         return estimated(rule, params, rule_state, x, y, jax.random.key(0), weights)[:2]
 
     _, tree = jax.eval_shape(traced, params, rule_state)
-    came, due = jax.tree.structure(params), jax.tree.structure(tree)
+    came, due = (str(jax.tree.structure(leaf)) for leaf in (params, tree))
     if came != due:
         raise LayerError(
             "params", f"they are {came}, the rule's estimate is {due}; give those that init made"

@@ -159,6 +159,8 @@ class Site:
             front, as the kernel of a convolution and the table of an embedding.
         summed_bias: whether δb = Σ right, as where b is added to the product with W; in a graph
             convolution it is added later.
+        output_mixes: of a site that mixes, whether one example's prediction depends on the others
+            too, so that a model in evaluation gives other results for other batches.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Site:
     mixes: bool = False
     inputs_first: bool = False
     summed_bias: bool = True
+    output_mixes: bool = True
 
 
 def gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:

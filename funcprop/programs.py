@@ -38,7 +38,9 @@ def _weakly(function: Callable[..., Any]) -> Callable[..., Any]:
     reference = weakref.ref(function)
 
     def call(*args, **kwargs):
-        return reference()(*args, **kwargs)
+        held = reference()
+        assert held is not None, "the rule is held by whoever runs its program"
+        return held(*args, **kwargs)
 
     return call
 

@@ -33,15 +33,19 @@ Metrics = Callable[[TrainState, Tree], Mapping[str, jax.Array]]
 
 def one_step(rule, optimizer, metrics, state, batch, sample_weight=None):
     params, opt_state, rule_state, step, key = state
+    x, y = batch
     step_key = jax.random.fold_in(key, step)
-    weights = weights_of("sample_weight", sample_weight, *batch)
-    value, grads, new_rule_state = estimated(rule, params, rule_state, *batch, step_key, weights)
-    extra = {"rule_state": new_rule_state}
-    if not rule.private:
-        value_fn = _value_function(rule, rule_state, batch, step_key, weights)
-        extra |= {"value": value, "grad": grads, "value_fn": value_fn}
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        grads, opt_state, params, **extra
+    weights = weights_of("sample_weight", sample_weight, x, y)
+    value, grads, new_rule_state = estimated(rule, params, rule_state, x, y, step_key, weights)
+
+    def updated(**of_the_loss):
+        update = optax.with_extra_args_support(optimizer).update
+        return update(grads, opt_state, params, rule_state=new_rule_state, **of_the_loss)
+
+    value_fn = _value_function(rule, rule_state, x, y, step_key, weights)
+    of_the_loss = {"value": value, "grad": grads, "value_fn": value_fn}
+    updates, opt_state = (
+        _privately(updated, of_the_loss) if rule.private else updated(**of_the_loss)
     )
     scalars = {"loss": value}
     if metrics is not None:
@@ -53,15 +57,28 @@ def one_step(rule, optimizer, metrics, state, batch, sample_weight=None):
     return new, scalars
 
 
-def _value_function(rule, rule_state, batch, key, weights):
+def _privately(updated, of_the_loss):
+    """An update by the estimate alone; an optimizer that asks for the loss itself is an error."""
+    try:
+        return updated()
+    except TypeError:
+        jax.eval_shape(lambda: updated(**of_the_loss))
+    raise LayerError(
+        "fit",
+        "the optimizer asks for the value of the loss, as a line search does, which this rule does "
+        "not give since it is not private; take one that needs a gradient alone, say optax.adam",
+    )
+
+
+def _value_function(rule, rule_state, x, y, key, weights):
     """The batch's loss as a function of the parameters, its derivative the rule's estimate."""
 
     @jax.custom_vjp
     def value(params):
-        return estimated(rule, params, rule_state, *batch, key, weights)[0]
+        return estimated(rule, params, rule_state, x, y, key, weights)[0]
 
     def forward(params):
-        return estimated(rule, params, rule_state, *batch, key, weights)[:2]
+        return estimated(rule, params, rule_state, x, y, key, weights)[:2]
 
     def backward(grads, cotangent):
         return (jax.tree.map(lambda grad: (cotangent * grad).astype(grad.dtype), grads),)

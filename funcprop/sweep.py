@@ -199,10 +199,15 @@ def weighted_mean(
 
 def checked_batch(x: Tree, y: Tree) -> tuple[Tree, int]:
     """x as arrays, and how many examples there are."""
-    for leaf in jax.tree.leaves(x):
-        check_integers("value_and_backprop", "x", leaf)
-    x = jax.tree.map(jnp.asarray, x)
+    x = arrays_of("value_and_backprop", x)
     return x, _batch_size(x, y)
+
+
+def arrays_of(layer: str, x: Tree) -> Tree:
+    """x as arrays of JAX."""
+    for leaf in jax.tree.leaves(x):
+        check_integers(layer, "x", leaf)
+    return jax.tree.map(jnp.asarray, x)
 
 
 def check_integers(layer: str, argument: str, leaf: Any) -> None:
@@ -266,7 +271,7 @@ def mixing_refused(what: str, model: Layer) -> Callable[[Tree, Tree], None]:
     """
 
     def refuse(site, inputs, delta):
-        if site.mixes:
+        if site.mixes and site.output_mixes:
             raise LayerError(
                 site.name,
                 f"it mixes the examples of a batch, so that the result of {what} would depend on "

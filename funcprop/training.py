@@ -189,12 +189,11 @@ def fit(
     validate = None
     if validation is not None:
         weigh = sample_weight if callable(sample_weight) else None
+        inputs: Iterable[Tree] | None = None
         if calibrate is not None:
             inputs = list(calibrate)
         elif isinstance(data, tuple):
             inputs = Slices(data[0], batch_size)
-        else:
-            inputs = None
         validate = validation_of(rule, state, validation, scores, weigh, inputs)
 
     history: History = {}
@@ -209,13 +208,14 @@ def fit(
         for label, values in scalars.items():
             history.setdefault(label, []).extend(np.asarray(values).tolist())
         if validate is not None:
-            for label, value in {"step": int(state.step), **validate(state)}.items():
-                history.setdefault(f"validation_{label}", []).append(value)
+            history.setdefault("validation_step", []).append(int(state.step))
+            for label, mean in validate(state).items():
+                history.setdefault(f"validation_{label}", []).append(mean)
         best.look(state, history)
-        if callback is not None:
-            callback(state, history)
         if broken is not None:
             history["not_finite_step"] = int(state.step) + 1
+        if callback is not None:
+            callback(state, history)
         reason = not_finite(history) or broken or _first_reason(stops, history)
         if reason:
             history["stopped"] = reason

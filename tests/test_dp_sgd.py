@@ -5,6 +5,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import funcprop as fp
@@ -98,6 +99,33 @@ def test_it_trains_with_any_optimizer():
         state, history = fp.fit(start, optax.adam(0.03), PARAMS, (X, labels), **options)
     assert np.mean(history["loss"][-10:]) < np.mean(history["loss"][:10]) / 2
     assert fp.accuracy(MODEL.apply(state.params, X), labels).mean() > 0.9
+
+
+def test_what_would_break_the_accounting_is_refused():
+    fit = {"key": jax.random.key(0), "steps": 2}
+    drawn = r"the rule draws its own batches from all examples"
+    with pytest.raises(LayerError, match=f"{drawn}.*leave out batch_size"):
+        fp.fit(rule(), optax.sgd(0.1), PARAMS, (X, Y), batch_size=20, **fit)
+    with pytest.raises(LayerError, match=f"{drawn}.*as the pair"):
+        fp.fit(rule(), optax.sgd(0.1), PARAMS, [(X, Y)] * 2, **fit)
+    with pytest.raises(LayerError, match="it takes no sample_weight"):
+        fp.fit(rule(), optax.sgd(0.1), PARAMS, (X, Y), sample_weight=jnp.ones(N), **fit)
+    plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
+    for optimizer in (optax.lbfgs(), plateau):  # both would look at the loss itself
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            pytest.raises(LayerError, match="asks for the value of the loss"),
+        ):
+            fp.fit(rule(), optimizer, PARAMS, (X, Y), **fit)
+
+
+def test_validation_is_the_mean_loss_without_noise():
+    _, history = fp.fit(
+        rule(noise_multiplier=1.0), optax.sgd(0.0), PARAMS, (X, Y), key=jax.random.key(0), steps=1,
+        validation=(X[:7], Y[:7]),
+    )  # fmt: skip
+    due = jnp.mean(LOSS.apply((), (MODEL.apply(PARAMS, X[:7]), Y[:7])))
+    assert history["validation_loss"] == [pytest.approx(float(due), rel=1e-5)]
 
 
 def test_errors():

@@ -89,6 +89,17 @@ def test_init_takes_shapes_in_every_form(case):
         assert made(case.layer, form) == (params, out)
 
 
+@pytest.mark.parametrize("case", LAYERS + ACTIVATIONS, ids=lambda case: case.name)
+def test_numpy_s_arrays_are_arrays(case):
+    x = case.draw(np.random.default_rng(3))
+    x = jax.tree.map(lambda a: np.asarray(a, np.float32) if is_inexact(a) else np.asarray(a), x)
+    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    shape = sizes_of(structs, tuple)
+    params, _ = jax.eval_shape(lambda key: (case.layer.init(key, shape)[0], ()), jax.random.key(0))
+    came = jax.eval_shape(lambda params: case.layer.apply(params, x), params)
+    assert came == jax.eval_shape(case.layer.apply, params, x)
+
+
 IDS = jax.ShapeDtypeStruct((4, 6), np.int32)
 ODD_SHAPES = [
     (), (4,), (4, 6), (2, 4, 6), (2, 3, 4, 6), (2, 2, 2, 2, 6), IDS, (IDS,), (IDS, IDS),

@@ -1,10 +1,13 @@
 """value_and_backprop: weights of examples, micro-batches, feedback weights, parametric losses."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
 from funcprop import LayerError, compare
@@ -29,6 +32,41 @@ def weighted(params, weights):
 def test_it_is_value_and_grad():
     found = jax.jit(SWEEP)(PARAMS, X, Y)
     compare(found, jax.jit(jax.value_and_grad(weighted))(PARAMS, jnp.ones(12))).assert_ok()
+
+
+def test_weights_that_are_no_weights_give_nan_under_a_trace():
+    sweep = jax.jit(lambda weights: SWEEP(PARAMS, X, Y, sample_weight=weights))
+    for weights in (jnp.ones(12).at[3].set(-0.5), jnp.zeros(12), jnp.full(12, jnp.inf)):
+        assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(sweep(weights)))
+    alone = jnp.zeros(12).at[5].set(2.0)  # all micro-batches but one weigh nothing
+    due = SWEEP(PARAMS, X[5:6], Y[5:6])
+    for microbatch in (None, 3):
+        found = SWEEP(PARAMS, X, Y, sample_weight=alone, microbatch=microbatch)
+        compare(found, due).assert_ok()
+
+
+def test_weights_of_a_shard_may_all_be_0():
+    """Under shard_map the devices' values and gradients are parts of one weighted mean."""
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((4,), ("d",), kinds, devices=jax.devices()[:4])
+    weights = jnp.where(jnp.arange(12) < 6, jnp.arange(12.0), 0.0)  # two devices of four have some
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P(), P("d"), P("d"), P("d")), out_specs=P()
+    )
+    def parallel(params, x, y, weights):
+        value, grads = SWEEP(params, x, y, sample_weight=weights)
+        return jax.lax.pmean(value, "d"), jax.tree.map(lambda leaf: leaf / 4, grads)
+
+    found = parallel(PARAMS, X, Y, weights)
+    compare(found, SWEEP(PARAMS, X, Y, sample_weight=weights)).assert_ok()
+
+
+def test_one_micro_batch_without_jit():
+    due = SWEEP(PARAMS, X, Y)
+    with jax.disable_jit():
+        compare(SWEEP(PARAMS, X, Y, microbatch=12), due).assert_ok()
 
 
 def test_sample_weight():

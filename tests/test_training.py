@@ -11,6 +11,8 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
 from funcprop import LayerError, compare
@@ -497,6 +499,16 @@ def test_validation_is_of_the_model_calibrated_at_that_moment(kind):
     assert len(at) == 2
 
 
+def test_experts_on_single_tokens_can_be_evaluated():
+    """Their balance depends on the batch, the prediction does not."""
+    model = fp.serial(fp.mixture_of_experts(3, 4), fp.pick(0), fp.dense(3))
+    params, _ = model.init(KEY, (4,))
+    rule = fp.backpropagation(model, LOSS)
+    due = fp.evaluate(rule, params, (X, Y))["loss"]
+    assert fp.evaluate(rule, params, (X, Y), batch_size=7)["loss"] == pytest.approx(due, rel=1e-5)
+    assert rule.predict(params, X).shape == (30, 3)
+
+
 def test_validation_of_an_iterable_asks_for_batches_to_calibrate_on():
     with pytest.raises(LayerError, match="give calibrate=, batches of x"):
         fp.fit(NORMED_RULE, SGD, NORMED_PARAMS, [(X, Y)], key=KEY, validation=(X, Y))
@@ -579,6 +591,33 @@ def test_class_weights():
     assert found["loss"] == pytest.approx(due, rel=1e-5)
     with pytest.raises(LayerError, match="not negative, and not 0 everywhere"):
         fp.evaluate(RULE, PARAMS, (X, Y), sample_weight=lambda x, y: 0.0 * importance[y])
+
+
+# ---------------------------------------------------------------------------------- meshes
+
+
+def test_batches_of_data_on_a_mesh_with_explicit_axes():
+    """jax.make_mesh gives Explicit axes; 6 of 32 rows do not fill 4 devices, 8 do."""
+    x, y = np.tile(X, (2, 1))[:32], np.tile(Y, 2)[:32]
+    options = {"key": KEY, "steps": 3, "batch_size": 8, "sample_weight": tilted}
+    due = fp.fit(RULE, SGD, PARAMS, (x, y), validation=(x, y), **options)[1]
+    scores = {"accuracy": fp.accuracy}
+    evaluated = fp.evaluate(RULE, PARAMS, (x, y), scores=scores)
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4])
+    for spec in (P("d"), P()):
+        with jax.set_mesh(mesh):
+            params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
+            data = jax.device_put((x, y), NamedSharding(mesh, spec))
+            found = fp.fit(RULE, SGD, params, data, validation=data, **options)[1]
+            np.testing.assert_allclose(found["loss"], due["loss"], rtol=1e-5)
+            np.testing.assert_allclose(found["validation_loss"], due["validation_loss"], rtol=1e-5)
+            for batch_size in (8, 6):
+                means = fp.evaluate(RULE, params, data, scores=scores, batch_size=batch_size)
+                assert means == pytest.approx(evaluated, rel=1e-5)
+
+
+def tilted(x, y):
+    return 1.0 + y
 
 
 # --------------------------------------------------------------------------- refusals

@@ -176,7 +176,7 @@ def taken(x: jax.Array, ids: jax.Array) -> jax.Array:
 
     def run(x, ids):
         flat = x.reshape(-1, *x.shape[2:])
-        found = flat.at[_union(ids, x)].get(mode="clip")
+        found = jnp.asarray(flat).at[_union(ids, x)].get(mode="clip")
         return found.reshape(*ids.shape, *x.shape[2:])
 
     return by_example(run, x, ids)

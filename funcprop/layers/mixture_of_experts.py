@@ -63,7 +63,8 @@ def mixture_of_experts(
     Of x (B, n) an example is one token, which says nothing of how tokens are spread: there P and f
     are those of all B together, and each example is given that one balance.  So its sites have
     ``mixes`` set, and as for batch norm the batch is that of the device under ``shard_map``, and a
-    micro-batch where there are some.  As (B, 1, n) each token has a balance of its own.
+    micro-batch where there are some; y is each example's own.  As (B, 1, n) each token has a
+    balance of its own.
 
     The gates are those of Jiang 2024, arXiv 2401.04088; at a tie the first expert is chosen, as
     by ``jax.lax.top_k``.  No token is dropped (Gale 2022, arXiv 2211.15841): the chosen pairs of
@@ -153,7 +154,7 @@ def mixture_of_experts(
         x, *beside = x if isinstance(x, tuple) else (x,)
         mask, balance = _entries(name, beside)
         _check(name, params, x, mask, balance, (experts, wide, hidden))
-        tokens = x.reshape(len(x), -1, x.shape[-1])
+        tokens = jnp.asarray(x).reshape(len(x), -1, x.shape[-1])
         with position(name):
             s, _ = router.forward(params["router"], tokens)
         p = jax.nn.softmax(accumulated(s), axis=-1)
@@ -185,7 +186,8 @@ def mixture_of_experts(
         together = len(given.shape) == 2
 
         def at(site, inputs, delta):
-            return statistic(dataclasses.replace(site, mixes=together), inputs, delta)
+            site = dataclasses.replace(site, mixes=together, output_mixes=False)
+            return statistic(site, inputs, delta)
 
         wide = accumulated(delta.reshape(x.shape))[..., None, :]
         delta_o = (g[..., None] * wide).astype(x.dtype)

@@ -9,7 +9,7 @@ import jax
 
 from ..layer import Layer, LayerError
 from ..losses import Loss
-from ..sweep import mixing_refused, models_own, value_and_backprop
+from ..sweep import arrays_of, mixing_refused, models_own, value_and_backprop
 
 Tree = Any
 
@@ -47,7 +47,7 @@ def rule_of(
     check = mixing_refused("predict", model)
 
     def predict(params, x):
-        own = models_own(loss, params)
+        own, x = models_own(loss, params), arrays_of("predict", x)
         check(own, x)
         return model.apply(own, x)
 

@@ -13,7 +13,7 @@ from ..losses import Loss
 from ..statistics.curvature import Errors, sampled
 from ..statistics.kfac import factors_of, kfac_factors
 from ..sweep import value_and_backprop
-from .backpropagation import Rule
+from .backpropagation import Rule, rule_of
 from .chain import check_shape, example_for, model_and_loss
 from .state import check_flag, check_state, own_key
 
@@ -63,6 +63,10 @@ def kfac(
         decay: how much of the average stays in each step, in [0, 1); 0 for full batches.
         reduce: as of :func:`~funcprop.statistics.kfac_factors`.
 
+    Returns:
+        A :class:`~funcprop.Rule` with a :class:`~funcprop.KfacState`; without a key the default
+        errors cannot be drawn, and the factors stay as they are.
+
     Raises:
         LayerError: for a loss with parameters, and a decay outside [0, 1).
 
@@ -95,11 +99,14 @@ def kfac(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structs)
         return KfacState(zeros, jnp.ones(()))
 
-    def estimate(params, state, x, y, key):
+    def estimate(params, state, x, y, key, sample_weight=None):
         check_state("kfac", state, jax.eval_shape(init, jax.random.key(0), params))
-        value, grads = sweep(params, x, y, key=key)
-        new = factors(params, x, y, key=None if key is None else own_key(key))
+        value, grads = sweep(params, x, y, sample_weight=sample_weight, key=key)
+        if key is None and errors is None:
+            return value, grads, state
+        own = None if key is None else own_key(key)
+        new = factors(params, x, y, sample_weight=sample_weight, key=own)
         average = jax.tree.map(lambda a, f: decay * a + (1 - decay) * f, state.average, new)
         return value, grads, KfacState(average, decay * state.weight)
 
-    return Rule(init, estimate, model.apply)
+    return rule_of(model, loss, init, estimate)

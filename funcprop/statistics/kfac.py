@@ -28,7 +28,7 @@ from ..contraction import accumulated, by_example
 from ..layer import Layer, LayerError, Site, as_layer
 from ..losses import Loss, as_loss
 from ..rows import OneHot, dense, matrix_of, of_matrix
-from ..sweep import checked_batch, forward_pass
+from ..sweep import checked_batch, forward_pass, shares
 from .curvature import Errors, exact, summed
 from .moments import squares
 from .per_example import bias
@@ -76,8 +76,9 @@ def kfac_factors(
             of an example make together, rather than each by itself.
 
     Returns:
-        ``f(params, x, y, *, weights=None, key=None) -> tree``, with :class:`Factors` in the place
-        of each site's parameters.
+        ``f(params, x, y, *, weights=None, key=None, sample_weight=None) -> tree``, with
+        :class:`Factors` in the place of each site's parameters; ``sample_weight`` as of
+        :func:`~funcprop.value_and_backprop`.
 
     Raises:
         LayerError: for layers that mix examples, and as :func:`~funcprop.value_and_backprop`.
@@ -93,20 +94,36 @@ def kfac_factors(
     """
     model, loss = as_layer(model, "model"), as_loss(loss)
 
-    def f(params, x, y, *, weights=None, key=None):
+    def f(params, x, y, *, weights=None, key=None, sample_weight=None):
         x, size = checked_batch(x, y)
+        share = shares(sample_weight, size)
         losses, back = forward_pass(model, loss, params, x, y, weights=weights, key=key)
-        return factors_of(back.from_prediction, errors(loss, back, losses, key), size, reduce)
+        columns = errors(loss, back, losses, key)
+        count = None if share is None else size * share
+        return factors_of(back.from_prediction, columns, size, reduce, count)
 
     return f
 
 
-def factors_of(backward: Callable[..., Any], columns: Tree, size: int, reduce: bool) -> Tree:
-    """The factors, from ``backward(delta, statistic) -> (delta_x, tree)`` and all errors."""
+def factors_of(
+    backward: Callable[..., Any],
+    columns: Tree,
+    size: int,
+    reduce: bool,
+    count: Array | None = None,
+) -> Tree:
+    """The factors, from ``backward(delta, statistic) -> (delta_x, tree)`` and all errors.
+
+    ``count`` (B,) is how often each example counts, by default once.
+    """
     at_inputs, at_deltas = (
-        Statistic("Kronecker factors", made(reduce), lambda found, size: found)
-        for made in (_input_factor, _delta_factor)
+        Statistic("Kronecker factors", made, lambda found, size: found)
+        for made in (_input_factor(reduce, count), _delta_factor(reduce))
     )
+    if count is not None:
+        columns = jax.tree.map(
+            lambda c: c * jnp.sqrt(count).astype(c.dtype).reshape(-1, *(1,) * (c.ndim - 2)), columns
+        )
 
     # The inputs are the same under every error.
     inputs = backward(jax.tree.map(lambda leaf: leaf[0], columns), at_inputs.at)[1]
@@ -114,25 +131,23 @@ def factors_of(backward: Callable[..., Any], columns: Tree, size: int, reduce: b
     return map_sites(lambda a, d: _joined(a, d, size), inputs, deltas)
 
 
-def _input_factor(reduce: bool) -> Callable[..., Any]:
-    def of_examples(site: Site, inputs: Tree, delta: Tree) -> Any:
+def _input_factor(reduce: bool, count: Array | None) -> Callable[..., Any]:
+    def of_examples(site: Site, inputs: Tree, delta: Tree, count: Array | None) -> Any:
         if site.rows is None:
             return site, None
         left, _ = site.rows(inputs, delta)
-        if isinstance(left, OneHot):
-            rows = accumulated(dense(left))
-            rows = jnp.mean(rows, axis=1) if reduce else rows
-            return site, jnp.mean((rows * rows).reshape(-1, left.size), axis=0)
         rows = accumulated(dense(left))
-        rows = jnp.mean(rows, axis=1) if reduce else rows.reshape(-1, rows.shape[-1])
-        second = rows.T @ rows / len(rows)
-        if not (site.summed_bias and "b" in jax.eval_shape(site.gradient, inputs, delta)):
-            return site, second
-        mean = jnp.mean(rows, axis=0)
-        one = jnp.ones((1, 1), second.dtype)
-        return site, jnp.block([[second, mean[:, None]], [mean[None], one]])
+        rows = jnp.mean(rows, axis=1, keepdims=True) if reduce else rows
+        if site.summed_bias and "b" in jax.eval_shape(site.gradient, inputs, delta):
+            rows = jnp.concatenate([rows, jnp.ones_like(rows[..., :1])], axis=-1)
+        if count is not None:
+            rows = rows * jnp.sqrt(count).astype(rows.dtype)[:, None, None]
+        rows = rows.reshape(-1, rows.shape[-1])
+        if isinstance(left, OneHot):
+            return site, jnp.mean(rows * rows, axis=0)
+        return site, rows.T @ rows / len(rows)
 
-    return _summed(of_examples)
+    return _summed(of_examples, count)
 
 
 def _delta_factor(reduce: bool) -> Callable[..., Any]:
@@ -144,18 +159,18 @@ def _delta_factor(reduce: bool) -> Callable[..., Any]:
         rows = jnp.sum(rows, axis=1) if reduce else rows.reshape(-1, rows.shape[-1])
         own = None
         if not site.summed_bias:
-            for each in jax.tree.leaves(accumulated(bias(site, inputs, delta))):
+            for each in jax.tree.leaves(bias(site, *accumulated((inputs, delta)))):
                 own = each.T @ each
         return rows.T @ rows, own, None
 
     return _summed(of_examples)
 
 
-def _summed(of_examples: Callable[..., Any]) -> Callable[..., Any]:
+def _summed(of_examples: Callable[..., Any], *more: Any) -> Callable[..., Any]:
     """A piece at a site that is summed over the examples, on meshes with Explicit axes too."""
 
     def at_site(site, inputs, delta):
-        return by_example(functools.partial(of_examples, site), inputs, delta, summed=True)
+        return by_example(functools.partial(of_examples, site), inputs, delta, *more, summed=True)
 
     return at_site
 
