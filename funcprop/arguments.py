@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .layer import LayerError, described, is_inexact
+from .layer import LayerError, described, is_inexact, is_key
 from .sweep import check_integers
 
 Tree = Any
@@ -40,11 +40,9 @@ def check_optimizer(name: str, optimizer: Any) -> None:
 
 def check_key(name: str, key: Any) -> None:
     """Raises unless ``key`` is one key of ``jax.random``, of either kind."""
-    if isinstance(key, jax.Array):
-        typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if key.shape == () if typed else key.dtype == jnp.uint32 and key.ndim == 1:
-            return
-    seed = key if isinstance(key, int) else 0
+    if is_key(key):
+        return
+    seed = int(key) if isinstance(key, (int, np.integer)) else 0
     raise LayerError(
         name,
         f"key is {described(key)}, it must be one key of jax.random, say jax.random.key({seed})",

@@ -13,13 +13,13 @@ import numpy as np
 
 from .arguments import check_pair, check_params, check_rule
 from .calibration import needs_calibration, observer, with_statistics
-from .contraction import taken
+from .contraction import accumulated, taken
 from .layer import LayerError, check_count, is_inexact
 from .learning.backpropagation import Rule
 from .losses import example_sum
 from .programs import program
 from .sweep import check_sample_weight, mean_loss, mixing_refused, models_own
-from .targets import check_classes, share_of
+from .targets import check_classes, check_mask, share_of
 
 Tree = Any
 Array = jax.Array
@@ -277,6 +277,8 @@ def accuracy(prediction: Tree, target: Tree) -> Array:
     """
     prediction = prediction[0] if isinstance(prediction, (tuple, list)) else prediction
     target, mask = target if isinstance(target, (tuple, list)) else (target, None)
+    if mask is not None:
+        check_mask("accuracy", prediction, mask)
     check_classes("accuracy", prediction, target, mask, labels=True)
     classes = prediction.shape[-1]
     if is_inexact(target):
@@ -287,7 +289,7 @@ def accuracy(prediction: Tree, target: Tree) -> Array:
     known &= ~jnp.isnan(prediction).any(-1)
     right = (jnp.argmax(prediction, axis=-1) == labels).astype(jnp.float32)
     right = jnp.where(known, right, jnp.nan)
-    return example_sum(share_of("accuracy", prediction, mask), right[..., None])
+    return example_sum(share_of("accuracy", accumulated(prediction), mask), right[..., None])
 
 
 def check_values(

@@ -216,9 +216,9 @@ def initialised(
 ) -> tuple[Tree, Shape]:
     """``init(key, shape)`` with its arguments and its answer checked and in their one form."""
     layer = layer or "layer"
-    if _is_key(shape) or (isinstance(key, (tuple, list)) and key and not _is_key(key)):
+    if is_key(shape) or (isinstance(key, (tuple, list)) and key and not is_key(key)):
         raise LayerError(layer, "key and shape are swapped; write init(key, shape)")
-    if key is not None and not _is_key(key):
+    if key is not None and not is_key(key):
         seed = int(key) if isinstance(key, (int, np.integer)) else 0
         raise LayerError(
             layer, f"key is {described(key)}, it must be one key; write jax.random.key({seed})"
@@ -385,7 +385,7 @@ def _type_name(value: Any) -> str:
     return kind.__name__ if library in known else f"{library}.{kind.__name__}"
 
 
-def _is_key(value: Any) -> bool:
+def is_key(value: Any) -> bool:
     """Whether it is one key of ``jax.random``, of the new or the old kind."""
     if not isinstance(value, (jax.Array, np.ndarray)):
         return False

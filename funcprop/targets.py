@@ -45,7 +45,7 @@ def unpack(name: str, x: Any) -> tuple[Any, Any, Any]:
     if not hasattr(target, "dtype"):
         raise LayerError(name, f"target is a {type(target).__name__}, an array is due")
     if mask is not None:
-        _check_mask(name, prediction, mask)
+        check_mask(name, prediction, mask)
     return prediction, target, mask
 
 
@@ -60,7 +60,7 @@ def _described(part: Any) -> str:
     return f"a {type(part).__name__}"
 
 
-def _check_mask(name: str, prediction: Array, mask: Any) -> None:
+def check_mask(name: str, prediction: Array, mask: Any) -> None:
     tokens = prediction.shape[:-1]
     if prediction.ndim < 3:
         raise LayerError(
