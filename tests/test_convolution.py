@@ -343,7 +343,7 @@ def test_planted_faults_are_found(fault_is_found, broken, old, new, make, draw):
             {"groups": 2},
             LINE,
         ),
-        ("kernel_gradient", "cols[..., 0] *", "-cols[..., 0] *", {"groups": 4}, LINE),
+        ("kernel_gradient", "((cols[..., 0],", "((-cols[..., 0],", {"groups": 4}, LINE),
         ("correlate", "zip(g.taps(x), each", "zip(g.taps(x), each[::-1]", {"groups": 4}, LINE),
     ],
 )

@@ -522,7 +522,7 @@ def given(norm, first=()):
             lambda: given({}),
             r"statistics\[1\]\[0\] frozen_norm: a dict of \[\] came",
         ),
-        (lambda: given(()), r"statistics\[1\]\[0\] frozen_norm: a tuple of 0 came, a dict of"),
+        (lambda: given(()), r"statistics\[1\]\[0\] frozen_norm: \(\) came, a dict of"),
         (
             lambda: given({"mean": ONE}),
             r"a dict of \['mean'\] came, a dict of \['mean', 'variance'\]",
@@ -530,11 +530,11 @@ def given(norm, first=()):
         (lambda: given(HELD, HELD), r"statistics\[0\] is a dict .*, \(\) is expected for relu"),
         (
             lambda: fp.with_statistics(fp.batch_norm(), ()),
-            "statistics frozen_norm: a tuple of 0",
+            r"statistics frozen_norm: \(\) came",
         ),
         (
             lambda: fp.with_statistics(fp.remat(fp.batch_norm()), None),
-            "is a NoneType, a tuple",
+            "is None, a tuple",
         ),
         (
             lambda: fp.with_statistics(
@@ -555,7 +555,7 @@ def given(norm, first=()):
         (lambda: fp.statistics_of(fp.remat(fp.batch_norm())), "batch_norm: it holds no statistics"),
         (lambda: fp.dropout(1.0), "dropout: rate is 1.0, .* at least 0 and below 1"),
         (lambda: fp.dropout(-0.1), "rate is -0.1"),
-        (lambda: fp.dropout(jnp.ones(())), "rate is Array"),
+        (lambda: fp.dropout(jnp.zeros(1)), "rate is Array"),
         (lambda: fp.dropout(0.1).apply((), X.astype(int)), "dropout: x is int32"),
         (lambda: fp.calibrate(fp.batch_norm(), P, []), "calibrate: data holds no batch"),
         (lambda: fp.calibrate(fp.batch_norm(), P, X[:0]), "a batch norm was given .* empty"),

@@ -240,7 +240,7 @@ PAIR = entries(SMOOTH, SMOOTH)
             "m.avg_pool(3, 1, 'SAME')",
             SMOOTH,
         ),
-        (pooling, "delta / math.prod(sizes)", "delta", "m.global_avg_pool", SMOOTH),
+        (pooling, "divided(delta, math.prod(sizes))", "delta", "m.global_avg_pool", SMOOTH),
         (
             pooling,
             "math.prod(sizes)).resh",

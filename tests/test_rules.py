@@ -92,10 +92,11 @@ def test_an_example_of_weight_0_is_left_out(name):
     fp.compare(found, due, leaf_bound=512, whole_bound=64).assert_ok()
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [*EXACT, "automatic"])
 def test_weighted_rules_that_are_exact_are_weighted_backprop(name):
     weights = jnp.arange(12.0)
-    rule = EXACT[name](MODEL, (8,))
+    make = {**EXACT, "automatic": lambda m, shape: fp.checking.automatic(m, CE)}[name]
+    rule = make(MODEL, (8,))
     state = rule.init(KEY, PARAMS)
     found = jax.jit(rule.estimate)(PARAMS, state, X, Y, KEY, sample_weight=weights)[:2]
     sweep = jax.jit(fp.value_and_backprop(MODEL, CE))
@@ -132,7 +133,7 @@ def test_rules_without_use_for_weights_refuse_them():
 # ------------------------------------------------------------------------- without a key
 
 
-@pytest.mark.parametrize("name", WEIGHABLE)
+@pytest.mark.parametrize("name", ["backpropagation", "kfac", "equilibrium_propagation"])
 def test_validation_and_evaluation_need_no_key(name):
     rule = WEIGHABLE[name](MODEL, (8,))
     state, history = fp.fit(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import Layer, floats_of, with_floats
-from ..learning.backpropagation import Rule
+from ..learning.backpropagation import Rule, no_state, rule_of
 from ..losses import Loss
 from ..sweep import checked_batch, split_params, value_and_backprop
 from .compare import compare
@@ -186,12 +186,13 @@ def automatic(model: Layer, loss: Loss) -> Rule:
     True
     """
 
-    def mean_loss(params, x, y, key):
+    def mean_loss(params, x, y, key, weights):
         own, loss_own = split_params(loss, params)
-        return jnp.mean(loss.apply(loss_own, (model.apply(own, x, key), y)))
+        losses = loss.apply(loss_own, (model.apply(own, x, key), y))
+        return jnp.mean(losses) if weights is None else jnp.average(losses, weights=weights)
 
-    def estimate(params, state, x, y, key):
-        value, grads = jax.value_and_grad(mean_loss)(params, x, y, key)
+    def estimate(params, state, x, y, key, sample_weight=None):
+        value, grads = jax.value_and_grad(mean_loss)(params, x, y, key, sample_weight)
         return value, grads, state
 
-    return Rule(lambda key, params: (), estimate, model.apply)
+    return rule_of(model, loss, no_state, estimate)
