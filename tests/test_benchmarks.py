@@ -126,3 +126,11 @@ def test_every_rule_takes_a_step(capsys):
     main(["--rounds", "1", "--scale", "0.02", "--only", *few])
     assert set(few) < set(rows(capsys.readouterr().out))
     assert len(rules(0.02)[0]) == 19
+
+
+def test_the_cost_of_a_look_is_printed(capsys):
+    from benchmarks import finite
+
+    finite.main(["--rounds", "1", "--scale", "0.02"])
+    found = rows(capsys.readouterr().out)
+    assert list(found) == ["no look", "a look a round", "a look and a select a step"]
