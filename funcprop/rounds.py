@@ -110,7 +110,7 @@ class Step(NamedTuple):
 def scanned(step, data, key, first, epochs, steps, batch_size, every, unroll):
     """Rounds of many steps each, over batches drawn from the arrays."""
     size = check_pair("fit", "data", data)
-    if batch_size is not None and step.rule.private:
+    if batch_size not in (None, size) and step.rule.private:
         raise LayerError(
             "fit",
             "the rule draws its own batches from all examples, so that what it releases is known; "
