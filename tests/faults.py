@@ -344,20 +344,20 @@ ACTIVATIONS = (
     edit(
         "softmax: the sum missing",
         "layers/activations",
-        "y * (delta - jnp.sum(delta * y, axis=-1, keepdims=True))", "y * delta",
+        "(p * (d - jnp.sum(d * p, axis=-1, keepdims=True)))", "(p * d)",
         "softmax", "softmax", "x", "missing term",
     ),
     edit(
         "softmax: the sum counted twice",
         "layers/activations",
-        "y * (delta - jnp.sum(delta", "y * (delta - 2 * jnp.sum(delta",
+        "(p * (d - jnp.sum(d", "(p * (d - 2 * jnp.sum(d",
         "softmax", "softmax", "x", "counted twice", "factor",
     ),
     edit(
         "log_softmax: mean for sum",
         "layers/activations",
-        "(jnp.sum(delta, axis=-1, keepdims=True) / total)",
-        "(jnp.mean(delta, axis=-1, keepdims=True) / total)",
+        "(jnp.sum(d, axis=-1, keepdims=True) / total)",
+        "(jnp.mean(d, axis=-1, keepdims=True) / total)",
         "log_softmax", "log_softmax", "x", "factor",
     ),
     edit(
@@ -581,7 +581,7 @@ COMBINATORS = (
     edit(
         "repeat: the layers in the forward order",
         "combinators",
-        "(weights, residuals), length=n, reverse=True)", "(weights, residuals), length=n)",
+        "(weights, residuals, held), length=n, reverse=True)", "(weights, residuals, held), length=n)",
         "repeat(fp.dense(5, fp.tanh), 4)", "repeat", "w b x", "transpose",
     ),
     edit(
@@ -731,7 +731,7 @@ POOLING = (
     edit(
         "global_avg_pool: divided by one of two sizes",
         "layers/pooling",
-        "each = (delta / math.prod(sizes))", "each = (delta / math.prod(sizes[:1]))",
+        "each = divided(delta, math.prod(sizes))", "each = divided(delta, math.prod(sizes[:1]))",
         "global_avg_pool", "global_avg_pool", "x", "factor",
     ),
     edit(
@@ -2195,16 +2195,15 @@ STATISTIC_FAULTS = (
     measured(
         "squared_norms: bias missing",
         "per_example",
-        "return jnp.sum(squares, axis=(1, 2)) + _norms(bias(site, inputs, delta))",
-        "return jnp.sum(squares, axis=(1, 2))",
+        "return _squares(*rows) + _norms(bias(site, inputs, delta))", "return _squares(*rows)",
         "squared_norms", of_each(lambda g: jnp.sum(flat(g) ** 2, axis=1)), SMALL,
         "value", "missing term", taken=total,
     ),
     measured(
         "squared_norms: products of two tokens missing",
         "per_example",
-        "squares = accumulated(products(left, left)) * accumulated(products(right, right))",
-        "squares = accumulated(products(left, left)) * accumulated(products(right, right))"
+        "squares = products(left, left) * products(right, right)",
+        "squares = products(left, left) * products(right, right)"
         " * jnp.eye(right.shape[1], dtype=right.dtype)",
         "squared_norms", of_each(lambda g: jnp.sum(flat(g) ** 2, axis=1)), TOKENS,
         "value", "missing term", taken=total,
@@ -2212,7 +2211,7 @@ STATISTIC_FAULTS = (
     measured(
         "inner_products: bias missing",
         "per_example",
-        "return inner + _products(*(jax.tree.leaves(accumulated(tree)) for tree in biases))",
+        "return inner + _products(*(bias(site, *given) for given in (first, second)))",
         "return inner",
         "inner_products", of_each(lambda g: flat(g) @ flat(g).T), SMALL,
         "value", "missing term", taken=total,
@@ -2220,14 +2219,14 @@ STATISTIC_FAULTS = (
     measured(
         "clipped_gradient: divided by the squared norm",
         "clipping",
-        "max_norm / root,", "max_norm / squared,",
+        "jnp.sqrt(jnp.where(too_long, norms, 1))", "jnp.where(too_long, norms, 1)",
         "clipped_gradient(0.3)", clipped, SMALL, ALL, "wrong function",
         taken=lambda found: found.gradient,
     ),
     measured(
         "clipped_gradient: sum over the batch",
         "clipping",
-        "(factors(squared) / size)", "factors(squared)",
+        "c, c, counts / size)", "c, c, counts)",
         "clipped_gradient(0.3)", clipped, SMALL, ALL, "factor",
         taken=lambda found: found.gradient,
     ),
@@ -2307,7 +2306,7 @@ STATISTIC_FAULTS = (
     measured(
         "kfac_factors: inputs divided by B - 1",
         "kfac",
-        "second = rows.T @ rows / len(rows)", "second = rows.T @ rows / (len(rows) - 1)",
+        "return site, rows.T @ rows / len(rows)", "return site, rows.T @ rows / (len(rows) - 1)",
         "kfac_factors", kronecker, SMALL, "['inputs']", "factor",
         taken=lambda found: {"inputs": found[1].inputs, "deltas": found[1].deltas},
     ),
