@@ -132,7 +132,7 @@ def reports():
     yield "notes", compare(ONES, ONES)._replace(notes=("worth knowing " * 30,))
     named = long._replace(title="layers[2].layers[1].repeat.residual.layers[1][3] dense")
     yield "parts", Report("gradient", ("a", "b"), long.leaves, (), parts=(named, named))
-    yield "empty", compare({}, {})
+    yield "empty", fp.Report("empty", ("a", "b"), (), ())
 
 
 REPORTS = dict(reports())

@@ -301,7 +301,10 @@ def test_bfloat16(name):
 def test_the_shape_of_an_example(name):
     with pytest.raises(LayerError, match=rf"^{name}: shape is 8; it must be a tuple; write \(8,\)"):
         STATEFUL[name](MODEL, 8)
-    with pytest.raises(LayerError, match=rf"^{name}: shape is .*; sizes must be|{name}: shape is .*; it must be a tuple"):
+    with pytest.raises(
+        LayerError,
+        match=rf"^{name}: shape is .*; sizes must be|{name}: shape is .*; it must be a tuple",
+    ):
         STATEFUL[name](MODEL, SGD)
     if name in ("greedy", "kfac"):  # whose state is the same for it
         return
