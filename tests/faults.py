@@ -581,7 +581,7 @@ COMBINATORS = (
     edit(
         "repeat: the layers in the forward order",
         "combinators",
-        "(weights, residuals, held), length=n, reverse=True)", "(weights, residuals, held), length=n)",
+        "residuals, held), length=n, reverse=True)", "residuals, held), length=n)",
         "repeat(fp.dense(5, fp.tanh), 4)", "repeat", "w b x", "transpose",
     ),
     edit(
