@@ -27,17 +27,6 @@ def check_rule(name: str, rule: Any) -> None:
     )
 
 
-def check_optimizer(name: str, optimizer: Any) -> None:
-    """Raises unless ``optimizer`` is an optax transformation."""
-    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
-        return
-    called = getattr(optimizer, "__name__", None)
-    advice = f"call it: {called}(1e-3)" if called else "say optax.adam(1e-3)"
-    raise LayerError(
-        name, f"optimizer is {described(optimizer)}, it must be an optax transformation; {advice}"
-    )
-
-
 def check_key(name: str, key: Any) -> None:
     """Raises unless ``key`` is one key of ``jax.random``, of either kind."""
     if is_key(key):

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from .arguments import check_key, check_optimizer, check_params, check_rule
+from .arguments import check_key, check_params, check_rule
 from .layer import LayerError, is_inexact
 from .learning.backpropagation import Rule
-from .learning.state import check_state
+from .learning.state import check_optimizer, check_state
 
 Tree = Any
 

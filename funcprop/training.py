@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import optax
 
-from .arguments import check_data, check_key, check_optimizer, check_pair, check_rule
+from .arguments import check_data, check_key, check_pair, check_rule
 from .evaluation import Score, Slices, Weights, check_values, validation_of
 from .layer import LayerError, check_count
 from .learning.backpropagation import Rule
+from .learning.state import check_optimizer
 from .rounds import Metrics, Step, iterated, one_step, scanned
 from .stopping import History, Patience, not_finite
 from .train_state import TrainState as TrainState

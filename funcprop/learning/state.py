@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..layer import LayerError
+from ..layer import LayerError, described
 
 Tree = Any
 # Beyond any layer's place: what a rule draws stands apart from what the model draws.
@@ -64,12 +64,15 @@ def check_flag(rule: str, argument: str, value: Any) -> None:
 
 
 def check_optimizer(rule: str, optimizer: Any) -> None:
-    """Raises unless it is an optax transformation."""
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise LayerError(
-            rule,
-            f"optimizer is {optimizer!r}, an optax transformation is due, say optax.sgd(0.1)",
-        )
+    """Raises unless it is an optax transformation; ``rule`` is what the error names."""
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return
+    called = getattr(optimizer, "__name__", None)
+    advice = f"call it: {called}(1e-3)" if called else "say optax.adam(1e-3)"
+    raise LayerError(
+        rule,
+        f"optimizer is {described(optimizer)}, an optax transformation is needed; {advice}",
+    )
 
 
 def descended(
