@@ -1,6 +1,7 @@
 """Each usual mistake is named, and nothing else is; what a change of the derivation would do."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 import funcprop as fp
 from funcprop import check_gradient, check_layer
 from funcprop.checking import MISTAKES
-from funcprop.checking.mistakes import factor_text, is_named, named_sizes
+from funcprop.checking.mistakes import factor_text, is_named, named_sizes, sizes_text
 from funcprop.checking.rewiring import opened, rewired
 
 DRAW = np.random.default_rng(0)
@@ -184,14 +185,28 @@ def test_constants_of_64_bits_are_no_obstacle():
 
 
 def test_a_kernel_of_a_fixed_dtype_is_judged_coarsely():
+    def sine(x):
+        out = jax.ShapeDtypeStruct(x.shape, "float32")
+        return jax.pure_callback(np.sin, out, x, vmap_method="sequential")
+
+    f = jax.custom_jvp(lambda x: jnp.sum(sine(x)))
+    f.defjvp(lambda x, t: (f(*x), jnp.vdot(jnp.cos(*x), *t)))
+    x = jnp.asarray(X[0], "float32")
+    report = check_gradient(f, lambda x: jnp.cos(x), x)
+    report.assert_ok()
+    assert "coarsely" in report.notes[0]
+    assert not check_gradient(f, lambda x: jnp.cos(x) * 1.2, x).ok
+
+
+def test_a_cast_to_float32_is_judged_in_float64():
     def f(x):
         return jnp.sum(jnp.sin(x.astype(jnp.float32)))
 
     x = jnp.asarray(X[0], "float32")
     report = check_gradient(f, lambda x: jnp.cos(x), x)
     report.assert_ok()
-    assert "coarsely" in report.notes[0]
-    assert not check_gradient(f, lambda x: jnp.cos(x) * 1.2, x).ok
+    assert report.notes == ()
+    assert not check_gradient(f, lambda x: jnp.cos(x) * 1.00001, x).ok
 
 
 def test_what_is_not_linear_or_not_deterministic():
@@ -234,7 +249,7 @@ def test_what_is_wrong_on_both_sides_is_said_and_the_nearer_side_is_not_accused(
     assert "both sides agree and both are wrong" in report.notes[0]
     report = check_layer(fp.tanh_precise, x=x)
     report.assert_ok()
-    assert report.notes == ("['x'] is nearer to float64 than jax.vjp",)
+    assert re.match(r"\['x'\] is nearer to float64 than jax.vjp: .* off, jax.vjp ", *report.notes)
     assert check_layer(fp.tanh, (4,)).notes == ()
 
 
@@ -260,8 +275,8 @@ def _is_linear_in_each_change(f, point):
         found = rewired(lambda p: f(*p), point, slopes)
         np.testing.assert_allclose(found.gradient, due, atol=1e-13)
         assert found.effects.shape == (len(found.changes), due.size)
-        # The gradient is linear in each change: what is said is what it does.
-        once = np.array([not change.looped for change in found.changes], bool)
+        # The gradient is linear in each change but of a constant: what is said is what it does.
+        once = np.array([not c.looped and c.kind != "constant" for c in found.changes], bool)
         rows = 0.7 * np.eye(len(found.changes))[once]
         np.testing.assert_allclose(found.at(rows), due + 0.7 * found.effects[once], atol=1e-10)
 
@@ -470,15 +485,18 @@ def test_opened_ignores_rules(x64):
 @pytest.mark.parametrize(
     ("c", "text", "named"),
     [
-        (5.0, "5 (5 is the size of axis 0 of x)", True),
-        (-0.2, "-1/5 (5 is the size of axis 0 of x)", True),
-        (np.sqrt(3), "√3", True),
-        (1 / np.sqrt(4.0), "1/2", True),
-        (1.001, "1.001", False),
-        (0.0, "0", True),
+        (5.0, "5 times (5 is the size of axis 0 of x)", True),
+        (-0.2, "-1/5 of (5 is the size of axis 0 of x)", True),
+        (np.sqrt(3), "√3 times", True),
+        (1 / np.sqrt(4.0), "1/2 of", True),
+        (1.001, "1.001 times", False),
+        (0.0, "0 of", True),
+        (1.25, "5/4 times (5 is the size of axis 0 of x)", True),
+        (-2 / 3, "-2/3 of", False),
+        (1.37, "1.37 times", False),
     ],
 )
 def test_factors_are_named(c, text, named):
     sizes = named_sizes({"x": (5, 1)})
-    assert factor_text(c, sizes) == text
+    assert factor_text(c) + sizes_text(c, sizes) == text
     assert is_named(c, sizes) == named

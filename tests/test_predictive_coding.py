@@ -187,7 +187,7 @@ def test_zil_is_backprop(name):
     np.testing.assert_allclose(value, due, rtol=1e-14)
     assert jax.tree.structure(tree) == jax.tree.structure(grads)
     for own, true in zip(jax.tree.leaves(tree), jax.tree.leaves(grads), strict=True):
-        np.testing.assert_allclose(own, true, rtol=0, atol=1e-13 * np.abs(flat(grads)).max())
+        np.testing.assert_allclose(own, true, rtol=0, atol=5e-13 * np.abs(flat(grads)).max())
 
 
 def test_companions_pass_between_blocks_as_they_are():

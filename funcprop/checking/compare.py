@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from .diagnosis import diagnose
 from .mistakes import MISTAKES
 from .patterns import pattern
 from .report import Difference, Finding, Report
+from .widening import narrow_casts
 
 Tree = Any
 
@@ -66,12 +68,34 @@ def compare(
     """
     if callable(manual) != callable(automatic):
         raise TypeError("compare takes two trees, or two functions and their arguments")
+    if args and not callable(manual):
+        raise TypeError("compare takes further arguments only with two functions")
+    bounds = {"whole_bound": whole_bound, "leaf_bound": leaf_bound}
+    with in_words("compare"):
+        report = side_by_side(manual, automatic, *args, names=names, title=title, **bounds)
+    if report.ok or report.findings:
+        return report
     reference = (automatic, args) if callable(automatic) else None
+    narrow = narrow_casts(manual, args) if callable(manual) else ()
+    dtypes = [row.dtype for row in report.leaves]
+    tolerance = 1e3 * max(map(_eps, map(jnp.dtype, dtypes)), default=0.0)
+    found = diagnose(report.pairs, {}, reference=reference, tolerance=tolerance, narrow=narrow)
+    return report._replace(findings=found)
+
+
+def side_by_side(
+    manual: Any,
+    automatic: Any,
+    *args: Any,
+    names: tuple[str, str],
+    title: str,
+    whole_bound: float | None = None,
+    leaf_bound: float | None = None,
+) -> Report:
+    """The report of :func:`compare` without a search for the cause."""
     if callable(manual):
         sides = jax.jit(manual), jax.jit(automatic)
         manual, automatic = retried(lambda: [side(*args) for side in sides])
-    elif args:
-        raise TypeError("compare takes further arguments only with two functions")
     findings, pairs = paired(manual, automatic, names)
     if not findings and not any(np.size(a) for _, a, _ in _inexact(pairs)):
         described = [f"{p} {jnp.result_type(a)}{list(np.shape(a))}" for p, a, _ in pairs]
@@ -82,12 +106,28 @@ def compare(
         difference(path, a, b, bound=leaf_bound, against=names[1]) for path, a, b in pairs
     )
     wholes = (whole_difference(pairs, bound=whole_bound, against=names[1]),) if pairs else ()
-    report = Report(title, names, leaves, wholes, problems, findings, pairs=_arrays(pairs))
-    if report.ok or findings:
-        return report
-    tolerance = 1e3 * max((_eps(jnp.result_type(b)) for _, _, b in pairs), default=0.0)
-    found = diagnose(report.pairs, {}, reference=reference, tolerance=tolerance)
-    return report._replace(findings=found)
+    return Report(title, names, leaves, wholes, problems, findings, pairs=_arrays(pairs))
+
+
+@contextlib.contextmanager
+def in_words(name: str) -> Iterator[None]:
+    """Says what to do about a function that JAX cannot trace."""
+    try:
+        yield
+    except jax.errors.TracerArrayConversionError as error:
+        raise LayerError(
+            name,
+            "a function turns traced values into NumPy arrays, and both sides are jitted; write it "
+            "with jax.numpy, or call NumPy by jax.pure_callback with "
+            "vmap_method='sequential'",
+        ) from error
+    except jax.errors.ConcretizationTypeError as error:
+        raise LayerError(
+            name,
+            "a function needs the value of a traced array, as of an if, a range or float(), and "
+            "both sides are jitted; use jax.lax.cond, fori_loop or jnp.where, or call it by "
+            "jax.pure_callback with vmap_method='sequential'",
+        ) from error
 
 
 def retried(check: Callable[[], Any]) -> Any:

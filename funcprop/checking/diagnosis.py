@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .mistakes import MISTAKES, Seen, rounded, seen, turned
+from .mistakes import MISTAKES, Seen, common, no_mistake, rounded, seen, turned
 from .reference import others
 from .report import Finding
 from .searches import (
@@ -28,6 +28,7 @@ Pair = tuple[str, np.ndarray, np.ndarray]
 PLAIN = 2  # explanations of at most this rank need no other beside them
 
 
+@np.errstate(all="ignore")
 def diagnose(
     pairs: Sequence[Pair],
     sizes: dict[str, int],
@@ -38,6 +39,7 @@ def diagnose(
     again: Callable[[Tree], Sequence[np.ndarray]] | None = None,
     reference: tuple[Callable[..., Tree], tuple] | None = None,
     tolerance: float = 1e-9,
+    narrow: tuple[str, ...] = (),
 ) -> tuple[Finding, ...]:
     """The mistakes that explain the difference of two gradients, the best explanation first.
 
@@ -54,9 +56,11 @@ def diagnose(
         again: the due gradient of other inputs, a list as in pairs.
         reference: the function whose result is due, and its arguments.
         tolerance: the share of a leaf's largest value that counts as rounding.
+        narrow: the names of narrower floats to which our side rounds on the way.
 
     Returns:
         Findings that together name every wrong leaf once; the last ones may be "unknown".
+        A search that raises finds nothing.
     """
     pairs = [(path, np.asarray(a, np.float64), np.asarray(b, np.float64)) for path, a, b in pairs]
     wrong = [i for i, (_, a, b) in enumerate(pairs) if is_wrong(a, b, tolerance)]
@@ -66,11 +70,15 @@ def diagnose(
     for i in wrong:
         _, ours, due = pairs[i]
         found += [Explained(s.rank, frozenset([i]), s) for s in seen(ours, due, sizes, tolerance)]
-    found = _joined(found) + _swapped(pairs, wrong, tolerance)
+    all_ours, all_due = [pairs[i][1] for i in wrong], [pairs[i][2] for i in wrong]
+    everyone = common(all_ours, all_due, sizes, tolerance)
+    found = [Explained(s.rank, frozenset(wrong), s) for s in everyone] + _joined(found)
+    found += _swapped(pairs, wrong, tolerance)
+    failed: list[str] = []
     if again is not None and not _settled(found, wrong):
-        found += _turned(pairs, wrong, inputs, again, tolerance)
+        found += _tried(failed, _turned, pairs, wrong, inputs, again, tolerance)
     if reference is not None and not _settled(found, wrong):
-        found += _referred(pairs, wrong, reference, tolerance)
+        found += _tried(failed, _referred, pairs, wrong, reference, tolerance)
     finite = all(np.isfinite(a).all() for _, a, _ in pairs)
     for slopes in (False, True):
         if value is None or not finite or _settled(found, wrong):
@@ -78,13 +86,13 @@ def diagnose(
         changes = changes_of(value, point, slopes, pairs)
         if changes is None:
             break
-        found += changed(pairs, wrong, changes, sizes, tolerance)
+        found += _tried(failed, changed, pairs, wrong, changes, sizes, tolerance)
         if not _settled(found, wrong):
-            found += looped(pairs, wrong, changes, sizes, tolerance)
+            found += _tried(failed, looped, pairs, wrong, changes, sizes, tolerance)
         if not _settled(found, wrong):
-            found += everywhere(pairs, wrong, changes, sizes, tolerance)
+            found += _tried(failed, everywhere, pairs, wrong, changes, sizes, tolerance)
         if not slopes and not _settled(found, wrong):
-            found += two_paths(pairs, wrong, changes, tolerance)
+            found += _tried(failed, two_paths, pairs, wrong, changes, tolerance)
     findings = []
     left = set(wrong)
     for best in sorted(found, key=lambda e: (-len(e.leaves), e.rank)):
@@ -93,9 +101,21 @@ def diagnose(
             left -= best.leaves
     for i in sorted(left):
         _, ours, due = pairs[i]
-        last = rounded(ours, due) or Seen(9, "unknown", "no usual mistake explains its values")
+        last = rounded(ours, due, narrow) or no_mistake(ours, due, tolerance)
+        if failed and last.kind == "unknown":
+            text = f"{last.statement}; a search for it failed: {failed[0]}"
+            last = last._replace(statement=text)
         findings.append(_finding(Explained(last.rank, frozenset([i]), last), pairs))
     return tuple(findings)
+
+
+def _tried(failed: list[str], search: Callable[..., list[Explained]], *args: Any) -> list:
+    """What a search finds; where it meets what it cannot run the report stands without it."""
+    try:
+        return search(*args)
+    except Exception as error:  # somebody's code is run in ways in which it never was
+        failed.append(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+        return []
 
 
 def _swapped(pairs, wrong, tolerance) -> list[Explained]:
@@ -103,7 +123,7 @@ def _swapped(pairs, wrong, tolerance) -> list[Explained]:
     if len(wrong) < 2:
         return []
     ours, due = (np.sort(np.concatenate([pairs[i][k].ravel() for i in wrong])) for k in (1, 2))
-    if np.isnan(ours).any() or np.abs(ours - due).max() > 10 * tolerance * np.abs(due).max():
+    if is_wrong(ours, due, 10 * tolerance):
         return []
     mistake = Seen(3, "transpose", "they have the right values in one another's places")
     return [Explained(3, frozenset(wrong), mistake)]

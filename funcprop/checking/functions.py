@@ -11,21 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layer import LayerError, is_inexact
-from .compare import compare
+from .compare import in_words, side_by_side
 from .judging import (
     NOT_DETERMINISTIC,
+    Slopes,
     both_wrong,
-    bounded,
     by_differences,
     cast,
+    completed,
     differ,
+    excused,
     in_float64,
-    pairs,
+    slopes_by_differences,
     with_findings,
 )
-from .oracles import central_differences
 from .report import Finding, Report
 from .rewiring import opened
+from .widening import all_widened, narrow_casts, x64_enabled
 
 Tree = Any
 
@@ -85,9 +87,10 @@ def check_gradient(
                 f"argument {number} is {came}, floats are due; cast it, or leave it out of argnums",
             )
     title = title or str(getattr(f, "__name__", "f"))
-    report = compare(
-        gradient, jax.grad(f, argnums), *args, names=("manual", "jax.grad"), title=title
-    )
+    x64 = x64_enabled()
+    automatic = jax.grad(f, argnums)
+    with in_words("check_gradient"):
+        report = side_by_side(gradient, automatic, *args, names=("manual", "jax.grad"), title=title)
     if report.problems:
         return report
 
@@ -97,48 +100,46 @@ def check_gradient(
     @in_float64
     def judged(report):
         wide = cast(args, np.float64)
+        ours, theirs, function = all_widened((gradient, automatic, f), args, x64)
 
         def of_chosen(chosen):
             replaced = list(wide)
             for number, value in zip(numbers, chosen, strict=True):
                 replaced[number] = value
-            return f(*replaced)
+            return function.call(*replaced)
 
         chosen = tuple(wide[number] for number in numbers)
-        narrow = jax.eval_shape(f, *wide).dtype != np.float64
-        if narrow:  # differences of float32 know a slope to some thousandths
-            slopes = _coarse(of_chosen, chosen)
-            manual = single(jax.jit(gradient)(*args))
-            leaves, wholes = bounded(pairs(manual, slopes), "coarse differences", 5e-2)
-            notes: tuple[str, ...] = ()
-            note = "it computes in less than float64 whatever it is given: judged coarsely"
+        manual, due = (single(jax.jit(side.call)(*wide)) for side in (ours, theirs))
+        relative = max(1e-6, 10 * ours.constants)
+        if function.narrow:  # differences of float32 know a slope to some thousandths
+            relative = 5e-2
+            note = f"it is rounded to {' and '.join(function.narrow)} on the way: judged coarsely"
             report = report._replace(notes=(note,))
-        else:
-            slopes, rejected = central_differences(of_chosen, chosen)
-            manual = single(jax.jit(gradient)(*wide))
-            leaves, wholes, notes = by_differences(manual, slopes, rejected)
-        due = single(jax.jit(jax.grad(f, argnums))(*wide))
-        if not narrow:
+        slopes = slopes_by_differences(of_chosen, chosen, coarse=bool(function.narrow))
+        if not function.narrow:
+            due = completed(due, slopes)
             report = both_wrong(report, due)
+        report, due = excused(report, due, lambda: manual, lambda: slopes)
+        leaves, wholes, notes = by_differences(manual, slopes, relative)
         if isinstance(argnums, int):
             leaves = tuple(d._replace(path=_alone(d.path)) for d in leaves)
         report = report._replace(
             leaves=report.leaves + leaves, wholes=report.wholes + wholes, problems=notes
         )
-        if report.ok:
+        if all(row.ok for row in (*report.leaves, *report.wholes)):
             return report
-        again = single(jax.jit(lambda *args: gradient(*args))(*(args if narrow else wide)))
-        if differ(manual, again):
+        with jax.enable_x64(x64):
+            once, again = (jax.jit(lambda *args: gradient(*args))(*args) for _ in range(2))
+        if differ(once, again):
             return report._replace(findings=(NOT_DETERMINISTIC,))
         value: Callable[[Tree], jax.Array] | None = of_chosen
-        tolerance = 1e-4 if narrow else 1e-9
-        if not narrow and not _agrees(
-            due, slopes, rejected
-        ):  # f has a rule of its own, which is wrong
+        tolerance = max(theirs.tolerance, function.tolerance, ours.constants)
+        if not function.narrow and not _agrees(due, slopes):
+            # f has a rule of its own, which is wrong
             value = opened(of_chosen)
             due = _gradient(value, chosen)
-            if due is None or not _agrees(due, slopes, rejected):
-                due, value, tolerance = slopes, None, 1e-6
+            if due is None or not _agrees(due, slopes):
+                due, value, tolerance = tuple(slopes.gradient), None, 1e-6
         slope = None if value is None else jax.jit(jax.grad(value))
         return with_findings(
             report,
@@ -150,6 +151,7 @@ def check_gradient(
             inputs=chosen,
             again=None if slope is None else lambda inputs: jax.tree.leaves(slope(inputs)),
             tolerance=tolerance,
+            narrow=narrow_casts(gradient, args),
         )
 
     report = judged(report)
@@ -169,39 +171,13 @@ def _alone(path: str) -> str:
     return path.removeprefix("[0]") or "value"
 
 
-def _agrees(due: Tree, slopes: Tree, rejected: Tree) -> bool:
-    _, wholes, _ = by_differences(due, slopes, rejected)
+def _agrees(due: Tree, slopes: Slopes) -> bool:
+    _, wholes, _ = by_differences(due, slopes)
     return all(whole.ok for whole in wholes)
 
 
 def _gradient(value: Callable, chosen: Tree) -> Tree | None:
     try:
         return jax.jit(jax.grad(value))(chosen)
-    except (NotImplementedError, TypeError, ValueError):  # what is inside has no derivative
+    except Exception:  # what is inside has no derivative
         return None
-
-
-def _coarse(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-2) -> Tree:
-    """Central differences with a step that survives float32."""
-    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, point))
-    call, found = jax.jit(f), []
-    for k, leaf in enumerate(leaves):
-        slopes = np.zeros(leaf.shape)
-        for index in np.ndindex(leaf.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = leaf.copy()
-                moved[index] += sign * h
-                ends.append(
-                    float(
-                        call(
-                            jax.tree.unflatten(
-                                structure,
-                                [moved if n == k else other for n, other in enumerate(leaves)],
-                            )
-                        )
-                    )
-                )
-            slopes[index] = (ends[0] - ends[1]) / (2 * h)
-        found.append(slopes)
-    return jax.tree.unflatten(structure, found)

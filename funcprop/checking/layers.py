@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from typing import Any
 
 import jax
@@ -19,7 +22,7 @@ from ..layer import (
     with_floats,
 )
 from ..losses import Loss
-from .compare import compare
+from .compare import in_words, side_by_side
 from .diagnosis import diagnose
 from .judging import (
     NOT_DETERMINISTIC,
@@ -33,11 +36,13 @@ from .judging import (
     finding,
     in_float64,
     pairs,
+    slopes_by_differences,
     with_findings,
 )
 from .laws import by_laws
-from .oracles import central_differences, complex_step
+from .oracles import complex_step
 from .report import Report
+from .widening import narrow_casts, widened, x64_enabled
 
 Tree = Any
 FAR = (0.0, 1e3)  # at these multiples of x nothing may be infinite or NaN that jax.vjp gives
@@ -48,7 +53,7 @@ def check_layer(
     shape: Any = None,
     *,
     dtype: Any = "float32",
-    batch: int = 3,
+    batch: int | None = None,
     x: Tree = None,
     params: Tree = None,
     seed: int = 0,
@@ -69,7 +74,8 @@ def check_layer(
         shape: shape of one example; or
         x: an input with its batch axis, floats in any dtype.
         dtype: the working dtype, of parameters and of floats in x.
-        batch: how many examples are drawn for ``shape``.
+        batch: how many examples are drawn for ``shape``; by default 3 or the next number that no
+            axis of the input, the parameters or the output has.
         params: parameters; by default drawn by ``layer.init``, and those that are constant
             (biases) made random.
         seed: for all draws.
@@ -91,15 +97,19 @@ def check_layer(
     draw = np.random.default_rng(seed)
     if shape is None and x is None:
         raise LayerError(layer.name, "give check_layer the shape of one example, or x")
-    with jax.enable_x64(True):
+    x64 = x64_enabled() or np.dtype(dtype) == np.float64
+    with jax.enable_x64(x64):
         drawn = x is None
         if drawn:
-            x = _draw(draw, layer.name, as_shape(layer.name, shape), batch)
+            shape = as_shape(layer.name, shape)
+            made = (params, ()) if params is not None else layer.init(init_key, shape)
+            size = _free_size(shape, *made) if batch is None else batch
+            x = _draw(draw, layer.name, shape, size)
         if params is None:
             structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
-            own = structs if shape is None else shape
-            params = _not_constant(draw, layer.init(init_key, own)[0])
-        params, x = (cast(cast(tree, dtype), np.float64) for tree in (params, x))
+            made = made if drawn else layer.init(init_key, structs if shape is None else shape)
+            params = _not_constant(draw, made[0])
+        params, x = (cast(tree, dtype) for tree in (params, x))
         if drawn and isinstance(layer, Loss):
             _check_targets(layer, params, x, run_key)
         y = jax.eval_shape(layer.apply, params, x, run_key)
@@ -112,7 +122,9 @@ def check_layer(
         # A stream of its own: whoever draws x from the same seed must not get delta = x.
         delta = _draw_like(np.random.default_rng((seed, *b"delta")), y)
     title = f"{title or layer.name or 'layer'} {np.dtype(dtype).name}"
-    return judged(layer, params, x, delta, run_key, dtype=dtype, analytic=analytic, title=title)
+    return judged(
+        layer, params, x, delta, run_key, dtype=dtype, analytic=analytic, title=title, x64=x64
+    )
 
 
 @in_float64
@@ -126,73 +138,107 @@ def judged(
     dtype: Any,
     analytic: bool,
     title: str,
+    x64: bool,
     sides: tuple[Any, Any] | None = None,
 ) -> Report:
     """The check of a layer at one place, with one delta.
 
-    ``sides`` are those of :func:`both_sides`, where the layer stands in several places.
+    ``x64`` says whether the layer's own process has 64 bits enabled; ``sides`` are those of
+    :func:`both_sides`, where the layer stands in several places.
     """
     # The same numbers serve every dtype: those of the working one, exactly.
     params, x, delta = (cast(cast(tree, dtype), np.float64) for tree in (params, x, delta))
-    point = {"params": floats_of(params), "x": floats_of(x)}
-    others = jax.tree.map(lambda leaf: None if is_inexact(leaf) else leaf, x), key
+    others = jax.tree.map(lambda leaf: None if is_inexact(leaf) else np.asarray(leaf), x), key
     manually, automatically = sides or both_sides(layer, dtype)
     given = (*(cast(tree, dtype) for tree in (params, floats_of(x), delta)), *others)
-    manual, automatic = manually(*given), automatically(*given)
-    report = compare(manual, automatic, names=("manual", "jax.vjp"), title=title)
+    with jax.enable_x64(x64), in_words(layer.name or "layer"):
+        manual, automatic = manually(*given), automatically(*given)
+    report = side_by_side(manual, automatic, names=("manual", "jax.vjp"), title=title)
     if report.problems:
         return report
     exact = (*(cast(tree, np.float64) for tree in given[:3]), *others)
-    truth = automatically(*exact)
-    report = excused(both_wrong(report, truth), truth)
-    value = _value(layer, params, x, delta, key)
+    # Without options of the compiler, which an inner function must not have.
+    by_hand, by_jax = (jax.jit(side.__wrapped__) for side in (manually, automatically))
+    theirs = widened(by_jax, given, x64)
+    truth = jax.jit(theirs.call)(*exact)
+    point = {"params": floats_of(params), "x": floats_of(x)}
+
+    @functools.cache
+    def ours():
+        return widened(by_hand, given, x64, theirs.own)
+
+    @functools.cache
+    def function():
+        narrow = {"params": floats_of(given[0]), "x": given[1]}
+        held = with_floats(params, narrow["params"]), _joined(given[1], others[0])
+        return widened(_value(layer, *held, given[2], key), (narrow,), x64, theirs.own)
+
+    @functools.cache
+    def slopes():
+        return slopes_by_differences(lambda p: jnp.real(function().call(p)), point)
+
+    report = both_wrong(report, truth)
+    if not report.ok:
+        report, truth = excused(report, truth, lambda: _or(ours, exact, manual), slopes)
     if np.dtype(dtype) != np.float64:
         leaves, wholes, notes = against_truth(manual, automatic, truth)
-    elif analytic:
-        slopes = complex_step(value, point)
-        leaves, wholes = bounded(pairs(manual, slopes), "complex step", 1e-11)
+    elif analytic and function().own:
+        steps = complex_step(function().call, point)
+        leaves, wholes = bounded(pairs(manual, steps), "complex step", 1e-11)
         notes = ()
     else:
-        slopes, rejected = central_differences(lambda p: jnp.real(value(p)), point)
-        leaves, wholes, notes = by_differences(manual, slopes, rejected)
+        leaves, wholes, notes = by_differences(manual, slopes())
     report = report._replace(
         leaves=report.leaves + leaves, wholes=report.wholes + wholes, problems=notes
     )
-    nonlinear = _linearity(manually, given, manual)
-    infinite = _far((manually, automatically), given, np.dtype(dtype).name)
+    with jax.enable_x64(x64):
+        nonlinear = _linearity(manually, given, manual)
+        infinite = _far((manually, automatically), given, np.dtype(dtype).name)
     report = report._replace(problems=(*nonlinear, *infinite, *notes))
     if report.ok:
         return _with_laws(report, layer, *exact)
-    if differ(manual, both_sides(layer, dtype)[0](*given)):
+    with jax.enable_x64(x64):
+        again = both_sides(layer, dtype)[0](*given)
+    if differ(manual, again):
         return report._replace(findings=(NOT_DETERMINISTIC,))
     if nonlinear:
         return report._replace(findings=(finding("not linear", nonlinear[0]),))
     if infinite and all(row.ok for row in report.leaves):
         return report._replace(findings=(finding("not finite", infinite[0]),))
     try:
-        ours, tolerance = manually(*exact), 1e-9
+        found = jax.jit(ours().call)(*exact)
+        tolerance = max(theirs.tolerance, function().tolerance, ours().constants)
     except Exception:  # a rule for one dtype only
-        ours, tolerance = manual, 1e3 * float(jnp.finfo(dtype).eps)
+        found, tolerance = manual, 1e3 * float(jnp.finfo(dtype).eps)
     names = ("params", "x", "delta")
     inputs = dict(zip(names, (params, point["x"], delta), strict=True))
 
-    def again(inputs):
-        return jax.tree.leaves(automatically(*(inputs[name] for name in names), *others))
+    def of_others(inputs):
+        return jax.tree.leaves(theirs.call(*(inputs[name] for name in names), *others))
 
     return with_findings(
         report,
-        ours,
+        found,
         truth,
         {"x": given[1], "params": given[0]},
-        value=value,
+        value=function().call,
         point=point,
         inputs=inputs,
-        again=again,
+        again=of_others,
         tolerance=tolerance,
+        narrow=narrow_casts(by_hand, given),
     )
 
 
 # ------------------------------------------------------------------------------ pieces
+
+
+def _or(ours, exact, manual):
+    """Our side in float64, or as it is, of a rule for one dtype only."""
+    try:
+        return jax.jit(ours().call)(*exact)
+    except Exception:  # whatever somebody's rule raises of other floats
+        return manual
 
 
 def _with_laws(report, layer, params, floats, delta, rest, key):
@@ -297,6 +343,15 @@ def _check_targets(loss: Loss, params: Tree, x: Tree, key: Any) -> None:
     except LayerError as error:
         advice = "give check_layer x=(prediction, target) with valid targets"
         raise LayerError(error.layer, f"{error.message}; {advice}", error.position) from None
+
+
+def _free_size(*trees: Any) -> int:
+    """How many examples: 3, or the next number that no array has, so that no mean hides."""
+    taken: set[int] = set()
+    for leaf in jax.tree.leaves(trees, is_leaf=is_shape):
+        sizes = leaf if is_shape(leaf) else np.shape(leaf) or getattr(leaf, "shape", ())
+        taken |= {*sizes, math.prod(sizes)}
+    return next(n for n in itertools.count(3) if n not in taken)
 
 
 def _draw(draw: np.random.Generator, name: str, shape: Any, batch: int) -> Tree:

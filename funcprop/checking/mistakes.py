@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ MISTAKES: dict[str, str] = {
     "not linear": "the result must be proportional to the delta that comes in; use it once.",
     "unknown": "none of the usual mistakes explains it; check the leaf's equation term by term.",
 }
+
+
+MOST_DENOMINATOR = 100  # of a factor that is shown as a fraction
 
 
 class Seen(NamedTuple):
@@ -64,6 +68,8 @@ def seen(ours: np.ndarray, due: np.ndarray, sizes: dict[str, int], tolerance: fl
         return [
             Seen(0, "not finite", f"{int(bad.sum())} values are NaN or infinite, {pattern(bad)}")
         ]
+    if not np.isfinite(due).all():
+        return []
     scale = float(np.abs(due).max(initial=0)) or float(np.abs(ours).max(initial=0)) or 1.0
     ours, due = ours / scale, due / scale  # so that squares of tiny numbers are not 0
     wrong = np.abs(ours - due) > tolerance
@@ -86,6 +92,8 @@ def _proportional(ours, due, wrong, sizes, tolerance) -> Iterator[Seen]:
             yield Seen(4, "mask ignored", statement)
         return
     c, gap = float(m @ t / (t @ t)), float(np.abs(m - t).max())
+    if partial and m.size == 1 and not is_named(c, sizes):
+        return  # a factor fits one number always
     rest = float(np.abs(m - c * t).max())
     if rest > max(10 * tolerance, 1e-9 * gap) or rest > 0.02 * gap:
         yield from _by_slices(ours, due, wrong, tolerance)
@@ -97,7 +105,8 @@ def _proportional(ours, due, wrong, sizes, tolerance) -> Iterator[Seen]:
         yield Seen(1, "sign", f"the sign is turned{where}", -1.0)
     else:
         rank = 1 if m.size > 1 and (is_named(c, sizes) or not partial) else 6
-        yield Seen(rank, "factor", f"it is {factor_text(c, sizes)} times too large{where}", c)
+        text = f"it is {factor_text(c)} what it must be{sizes_text(c, sizes)}{where}"
+        yield Seen(rank, "factor", text, c)
 
 
 def _by_slices(ours, due, wrong, tolerance) -> Iterator[Seen]:
@@ -222,22 +231,46 @@ def named_sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
     return found
 
 
-def factor_text(c: float, sizes: dict[str, int]) -> str:
-    """A factor, and the sizes that it may come from."""
+def factor_text(c: float) -> str:
+    """A factor in front of a noun: "3 times", "1/2 of"."""
+    text, _ = _factor(c)
+    return f"{text} {'of' if abs(c) < 1 else 'times'}"
+
+
+def sizes_text(c: float, sizes: dict[str, int]) -> str:
+    """The sizes that a factor may come from, in brackets."""
+    known = [
+        f"{n} is {' or '.join(names)}"
+        for n in dict.fromkeys(_factor(c)[1])
+        if (names := [name for name, size in sizes.items() if size == n][:3])
+    ]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _factor(c: float) -> tuple[str, tuple[int, ...]]:
+    """A factor as the number, the root or the fraction that it is, and the numbers in it."""
     sign, size = ("-" if c < 0 else ""), abs(c)
     for value, form in ((size, "{}"), (1 / size if size else 0.0, "1/{}")):
         for root, inner in ((1, "{}"), (2, "√{}")):
             n = round(value**root)
             if 2 <= n <= 100_000 and math.isclose(value**root, n, rel_tol=1e-6):
-                names = [name for name, s in sizes.items() if s == n][:3]
-                text = f"{sign}{form.format(inner.format(n))}"
-                return f"{text} ({n} is {' or '.join(names)})" if names else text
-    return f"{c:.6g}"
+                return sign + form.format(inner.format(n)), (n,)
+    part = Fraction(size).limit_denominator(MOST_DENOMINATOR)
+    if part and math.isclose(size, part, rel_tol=1e-7):
+        short = part.denominator > 12 and len(f"{size:.6g}") <= len(str(part))
+        return f"{sign}{f'{size:.6g}' if short else part}", part.as_integer_ratio()
+    return f"{c:.6g}", ()
 
 
 def is_named(c: float, sizes: dict[str, int]) -> bool:
-    """Whether a factor is 0, -1, or made of a whole number below 1,000 or its root."""
+    """Whether a factor is 0, -1, or made of a whole number below 1,000 or its root, or a fraction
+    of a size that is there, as n/(n - 1) is.
+    """
     if abs(c) < 1e-6 or abs(c + 1) < 1e-6:
+        return True
+    part = Fraction(abs(c)).limit_denominator(MOST_DENOMINATOR)
+    near = bool(part) and math.isclose(abs(c), part, rel_tol=1e-7)
+    if near and {*part.as_integer_ratio()} & {*sizes.values()}:
         return True
     value = max(abs(c), 1 / abs(c))
     return any(
@@ -250,17 +283,46 @@ def is_named(c: float, sizes: dict[str, int]) -> bool:
 LOW = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 
 
-def rounded(ours: np.ndarray, due: np.ndarray) -> Seen | None:
-    """A difference of the size of rounding to a narrower float, that nothing else explains."""
+def common(ours: list[np.ndarray], due: list[np.ndarray], sizes, tolerance) -> list[Seen]:
+    """One factor that all leaves have in common, be they single numbers."""
+    scales = [float(np.abs(b).max(initial=0)) for b in due]
+    if len(due) < 2 or not all(0 < s < np.inf for s in scales):
+        return []
+    m, t = (
+        np.concatenate([(leaf / s).ravel() for leaf, s in zip(side, scales, strict=True)])
+        for side in (ours, due)
+    )
+    c = float(m @ t / (t @ t))
+    if not np.abs(m - c * t).max() <= 10 * tolerance * max(1.0, abs(c)):
+        return []
+    found = list(_proportional(m, t, np.ones(m.shape, bool), sizes, tolerance))
+    return [seen._replace(rank=0) for seen in found]
+
+
+def rounded(ours: np.ndarray, due: np.ndarray, narrow: tuple[str, ...]) -> Seen | None:
+    """A difference as large as rounding to one of these floats makes it."""
     scale = float(np.abs(due).max(initial=0))
     gap = np.abs(ours - due)
     if not scale or not np.isfinite(gap).all():
         return None
     size = float(gap.max()) / scale
-    names = [name for name, unit in LOW.items() if unit / 64 <= size <= 4 * unit]
+    names = [n for n in narrow if n in LOW and LOW[n] / 64 <= size <= 4 * LOW[n]]
     if not names:
         return None
     name = min(names, key=lambda n: abs(math.log(size / LOW[n])))
-    return Seen(
-        8, "low precision", f"it is off by {size:.1e} of its largest value, as {name} rounds"
-    )
+    text = f"it is off by {size:.1e} of its largest value, and is rounded to {name} on the way"
+    return Seen(8, "low precision", text)
+
+
+def no_mistake(ours: np.ndarray, due: np.ndarray, tolerance: float) -> Seen:
+    """What is left to say of a leaf."""
+    if not np.isfinite(due).all():
+        return Seen(9, "unknown", "what it must be is not finite in float64, and cannot judge it")
+    with np.errstate(all="ignore"):
+        wrong = ~(np.abs(ours - due) <= tolerance * np.abs(due).max(initial=0))
+    if wrong.sum() == 1 < wrong.size:
+        (index,) = np.argwhere(wrong)
+        place = ", ".join(map(str, index))
+        values = f"it is {ours[wrong][0]:.6g} and must be {due[wrong][0]:.6g}"
+        return Seen(9, "unknown", f"one entry is wrong, [{place}]: {values}")
+    return Seen(9, "unknown", "no usual mistake explains its values")

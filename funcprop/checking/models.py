@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ from ..layer import Layer, floats_of, with_floats
 from ..learning.backpropagation import Rule, no_state, rule_of
 from ..losses import Loss
 from ..sweep import checked_batch, split_params, value_and_backprop
-from .compare import compare
-from .judging import cast, excused, with_findings
+from .compare import in_words, side_by_side
+from .judging import cast, excused, slopes_by_differences, with_findings
 from .layers import both_sides, judged
 from .parts import by_vjp, taken_apart
 from .report import Finding, Report
+from .widening import all_widened, narrow_casts, x64_enabled
 
 Tree = Any
 
@@ -67,51 +68,98 @@ def check_model(
     """
     sweep = value_and_backprop(model, loss)
     reference = automatic(model, loss)
-    report = compare(
-        lambda params, x, y: sweep(params, x, y, key=key)[1],
-        lambda params, x, y: reference.estimate(params, (), x, y, key)[1],
-        params,
-        x,
-        y,
-        names=("by hand", "jax.grad"),
-        title=title,
-    )
-    truth = None
+    x64 = x64_enabled()
+
+    @jax.jit
+    def by_hand(params, x, y):
+        return sweep(params, x, y, key=key)[1]
+
+    @jax.jit
+    def by_jax(params, x, y):
+        return reference.estimate(params, (), x, y, key)[1]
+
+    with in_words(model.name):
+        report = side_by_side(
+            by_hand, by_jax, params, x, y, names=("by hand", "jax.grad"), title=title
+        )
+    evidence = None
     if not report.ok and not report.problems:
-        with jax.enable_x64(True):
-            wide = (cast(tree, np.float64) for tree in (params, x, y))
-            truth = jax.jit(lambda *wide: reference.estimate(wide[0], (), *wide[1:], key)[1])(*wide)
-        report = excused(report, truth)
+        evidence = Evidence.of(by_hand, by_jax, reference, (params, x, y), key, x64)
+        report = evidence.excused(report)
     if parts is None:
         parts = not report.ok
     if not parts:
-        return report
-    found = _parts(model, params, x, y, loss, key)
+        return report if report.ok or evidence is None else evidence.explained(report)
+    found = _parts(model, params, x, y, loss, key, x64)
     report = report._replace(parts=tuple(found))
     if any(not part.ok for part in found):
         return report._replace(findings=tuple(f for part in found for f in _placed(part)))
-    if truth is None:
-        return report
-    return explained(report, reference, params, x, y, key, sweep, truth)
+    return report if evidence is None else evidence.explained(report)
 
 
-def explained(report: Report, reference: Rule, params, x, y, key, sweep, due: Tree) -> Report:
-    """The report of a whole gradient with the mistakes that explain it.
+class Evidence(NamedTuple):
+    """The gradient of a whole model in float64, from both sides.
 
-    ``due`` is the gradient in float64; ``sweep(params, x, y, key)`` gives (anything, ours).
+    Attributes:
+        given: (params, x, y) as they came, and
+        wide: in float64.
+        ours, theirs: the two sides in float64.
+        value: the mean loss, of the floats of params in float64.
+        tolerance: the share of a leaf that may be rounding.
+        narrow: the narrower floats to which our side rounds.
     """
-    if report.ok:
-        return report
-    with jax.enable_x64(True):
-        params, x, y = (cast(tree, np.float64) for tree in (params, x, y))
-        ours = jax.jit(lambda params: sweep(params, x, y, key=key)[1])(params)
 
-        def value(floats):
-            return reference.estimate(with_floats(params, floats), (), x, y, key)[0]
+    given: tuple
+    wide: tuple
+    ours: Tree
+    theirs: Tree
+    value: Any
+    tolerance: float
+    narrow: tuple[str, ...]
 
-        named = {"x": jax.tree.leaves(x)[0], "": params}
-        report = report._replace(findings=())
-        return with_findings(report, ours, due, named, value=value, point=floats_of(params))
+    @classmethod
+    def of(cls, by_hand, by_jax, reference: Rule, given: tuple, key: Any, x64: bool) -> Evidence:
+        def value(params, x, y):
+            return reference.estimate(params, (), x, y, key)[0]
+
+        with jax.enable_x64(True):
+            wide = tuple(cast(tree, np.float64) for tree in given)
+            sides = all_widened((by_hand, by_jax, value), given, x64)
+            ours, theirs = (jax.jit(side.call)(*wide) for side in sides[:2])
+
+        def of_floats(floats):
+            return sides[2].call(with_floats(wide[0], floats), *wide[1:])
+
+        tolerance = max(sides[0].constants, *(side.tolerance for side in sides[1:]))
+        narrow = narrow_casts(by_hand, given)
+        return cls(given, wide, ours, theirs, of_floats, tolerance, narrow)
+
+    def excused(self, report: Report) -> Report:
+        """The report without rows that fail for an error of the automatic side."""
+        with jax.enable_x64(True):
+            return excused(
+                report,
+                self.theirs,
+                lambda: self.ours,
+                lambda: slopes_by_differences(self.value, floats_of(self.wide[0])),
+            )[0]
+
+    def explained(self, report: Report) -> Report:
+        """The report with the mistakes that explain it."""
+        if report.ok:
+            return report
+        params, x, _ = self.wide
+        with jax.enable_x64(True):
+            return with_findings(
+                report._replace(findings=()),
+                self.ours,
+                self.theirs,
+                {"x": jax.tree.leaves(x)[0], "": params},
+                value=self.value,
+                point=floats_of(params),
+                tolerance=self.tolerance,
+                narrow=self.narrow,
+            )
 
 
 def _placed(part: Report) -> list[Finding]:
@@ -125,7 +173,7 @@ def _placed(part: Report) -> list[Finding]:
     ]
 
 
-def _parts(model, params, x, y, loss, key) -> list[Report]:
+def _parts(model, params, x, y, loss, key, x64) -> list[Report]:
     """A report for each part and each combinator of the model, and for the loss."""
     x, size = checked_batch(x, y)
     own, loss_own = split_params(loss, params)
@@ -150,13 +198,21 @@ def _parts(model, params, x, y, loss, key) -> list[Report]:
         found.append(
             judged(
                 part.layer, part.params, part.x, part.delta, part.key,
-                dtype=dtype, analytic=False, title=title, sides=sides[id(part.layer)],
+                dtype=dtype, analytic=False, title=title, x64=x64, sides=sides[id(part.layer)],
             )
         )  # fmt: skip
     title = f"loss {loss.name}"
     found.append(
         judged(
-            loss, loss_own, (prediction, y), share, None, dtype=dtype, analytic=False, title=title
+            loss,
+            loss_own,
+            (prediction, y),
+            share,
+            None,
+            dtype=dtype,
+            analytic=False,
+            title=title,
+            x64=x64,
         )
     )
     return found

@@ -41,9 +41,29 @@ def central_differences(
     >>> slopes.round(6).tolist(), rejected.tolist()
     ([1.0, 0.0], [False, True])
     """
-    flat = _flat(point)
+    gradient, _, _, _, rejected = slopes_of(f, point, h)
+    return gradient, rejected
 
-    def slopes(direction):
+
+def slopes_of(
+    f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-5
+) -> tuple[Tree, Tree, Tree, Tree, Tree]:
+    """Central differences, and more of what they show.
+
+    Where slopes of h and h/2 are far apart in most coordinates, as those of a function are that
+    cancels, other steps are tried: 100 h, with Richardson's extrapolation (4 d(h/2) - d(h))/3, and
+    h times the largest number of each leaf, where all are tiny or huge.
+
+    Returns:
+        ``(gradient, left, right, spread, rejected)``, trees like ``point``: the central and the
+        one-sided slopes, and how far the slopes of h and of h/2 are apart.
+    """
+    flat = _flat(point)
+    scales = np.concatenate(
+        [np.zeros(0), *(np.full(v.size, np.abs(v).max(initial=0) or 1) for v in _leaves(point))]
+    )
+
+    def slopes(h, direction):
         at = jax.vmap(lambda t: f(_like(point, flat + t * direction)))
         middle, low, high, half_low, half_high = at(jnp.array([0, -h, h, -h / 2, h / 2]))
         bend = jnp.abs(high - 2 * middle + low) / h
@@ -54,10 +74,47 @@ def central_differences(
         # one beside it moves the slope.
         at_point = (half_bend > 0.75 * bend) & (bend > scale)
         beside = jnp.abs(slope - half_slope) > scale / 10
-        return slope, at_point | beside
+        rejected = ~jnp.isfinite(slope) | at_point | beside
+        sides = (middle - low) / h, (high - middle) / h
+        return slope, *sides, jnp.abs(slope - half_slope), rejected
 
-    gradient, rejected = _each(slopes, flat.size)
-    return _like(point, gradient), _like(point, rejected)
+    def larger(direction):
+        whole, left, right, _, rejected = slopes(100 * h, direction)
+        half, *_, spread, _ = slopes(50 * h, direction)
+        return (4 * half - whole) / 3, left, right, spread / 3, rejected
+
+    def relative(direction):
+        size = direction @ scales
+        *found, rejected = slopes(h, size * direction)
+        return *(values / size for values in found), rejected
+
+    def unsure(found, step):
+        """The relative error of most slopes; of a step beside numbers of this size as well."""
+        with np.errstate(invalid="ignore"):
+            spread = np.median(np.where(found[4], np.inf, found[3])) if flat.size else 0.0
+            share = spread / (np.abs(found[0]).max(initial=0) or 1.0)
+        rounding = float(np.finfo(np.float64).eps) * np.abs(flat).max(initial=0) / step
+        return np.inf if np.isnan(share) else max(share, rounding)
+
+    found = _each(lambda direction: slopes(h, direction), flat.size)
+    if not unsure(found, h) <= 1e-7:
+        others = [
+            (_each(larger, flat.size), 100 * h),
+            (_each(relative, flat.size), h * scales.max()),
+        ]
+        found, _ = min((found, h), *others, key=lambda pair: unsure(*pair))
+    return tuple(_like(point, part) for part in found)
+
+
+def coarse_differences(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-2) -> Tree:
+    """Central differences with a step that survives float32, of one point after the other."""
+    flat = _flat(point)
+
+    def slope(direction):
+        high, low = (f(_like(point, flat + sign * h * direction)) for sign in (1, -1))
+        return (high - low).astype(float) / (2 * h)
+
+    return _like(point, jax.device_get(jax.jit(lambda e: jax.lax.map(slope, e))(np.eye(flat.size))))
 
 
 def complex_step(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-30) -> Tree:
@@ -96,11 +153,15 @@ def _each(f: Callable[[jax.Array], Tree], size: int) -> Tree:
 
 
 def _flat(point: Tree) -> np.ndarray:
-    leaves = jax.tree.leaves(point)
+    leaves = _leaves(point)
     wrong = {str(leaf.dtype) for leaf in leaves} - {"float64"}
     if wrong:
         raise TypeError(f"the point is {sorted(wrong)}, float64 is due; see jax.enable_x64")
-    return np.concatenate([np.zeros(0), *(np.asarray(leaf).ravel() for leaf in leaves)])
+    return np.concatenate([np.zeros(0), *(leaf.ravel() for leaf in leaves)])
+
+
+def _leaves(point: Tree) -> list[np.ndarray]:
+    return list(map(np.asarray, jax.tree.leaves(point)))
 
 
 def _like(point: Tree, flat: Any) -> Tree:

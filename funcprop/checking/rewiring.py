@@ -10,7 +10,7 @@ gradient linearly,
 so one forward derivative of the automatic gradient by all the s at once tells what each change
 would do, and a wrong gradient can be laid beside all of them.  Inside a scan a change acts in
 every step, and the gradient is a polynomial of s; there, and of several changes together, it is
-computed as it is.
+computed as it is; so is that of another constant, which is not linear either.
 """
 
 from __future__ import annotations
@@ -98,12 +98,13 @@ def rewired(
 
     g, effects = jax.device_get(jax.jit(all_of, compiler_options=FAST)(*leaves))
 
+    several = jax.jit(
+        lambda rows, *leaves: in_chunks(lambda row: gradient(row, *leaves), rows),
+        compiler_options=FAST,
+    )
+
     def at(rows):
         rows = np.pad(rows, ((0, 0), (0, len(spots.changes) - count)))
-        several = jax.jit(
-            lambda rows, *leaves: in_chunks(lambda row: gradient(row, *leaves), rows),
-            compiler_options=FAST,
-        )
         return jax.device_get(several(rows, *leaves))
 
     return Rewired(g, changes, effects, at)
@@ -204,10 +205,10 @@ def _run(jaxpr, consts, args, path, spots, knobs, calls=None, after=None):
         if calls and name in calls and calls[name] in eqn.params:
             inner = eqn.params[calls[name]]
             inner, kept = (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
-            with _lines_of(eqn):
+            with lines_of(eqn):
                 out = _run(inner, kept, values, place, spots, knobs, calls)
         elif name == "scan":
-            with _lines_of(eqn):
+            with lines_of(eqn):
                 out = _run_scan(eqn, values, place, spots, knobs, calls)
         else:
             out = bound(eqn, values)
@@ -224,12 +225,12 @@ def bound(eqn, values):
     """An operation on other values than its own."""
     given = eqn.primitive.get_bind_params(eqn.params)
     functions, params = given if isinstance(given, tuple) else ((), given)  # before jax 0.10.2
-    with _lines_of(eqn):
+    with lines_of(eqn):
         out = eqn.primitive.bind(*functions, *values, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def _lines_of(eqn):
+def lines_of(eqn):
     """Gives the operations made inside the line of this one, if it has one."""
     own = line_of(eqn)
     return user_context(eqn.source_info.traceback) if own else contextlib.nullcontext()
@@ -343,9 +344,10 @@ def _other_slopes(jaxpr, block, env, y, place, spots, knobs):
     own = slope(z)
     y = jax.lax.stop_gradient(y)
     gaps = [SLOPES[name](z, y, slope) - own for name in block.names]
-    point = tuple(map(jnp.asarray, block.literals))
-    for n, value in enumerate(block.literals):
-        along = tuple(jnp.asarray(float(k == n)) for k in range(len(point)))
-        gaps.append(value * jax.jvp(lambda *c: slope(z, c), point, along)[1])
     first = spots.at[place, 0, "slope"]
-    return _mixed(knobs[first : first + len(gaps)], jax.lax.stop_gradient(gaps))
+    found = _mixed(knobs[first : first + len(gaps)], jax.lax.stop_gradient(gaps))
+    for n, value in enumerate(block.literals):
+        constants = list(map(jnp.asarray, block.literals))
+        constants[n] = value * (1 + knobs[spots.at[place, n, "constant"]])
+        found = found + slope(z, constants) - own
+    return found

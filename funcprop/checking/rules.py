@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..layer import Layer
@@ -15,8 +16,9 @@ from ..learning.backpropagation import Rule
 from ..losses import Loss
 from .compare import difference, paired, whole_difference
 from .judging import cast
-from .models import automatic, explained
+from .models import Evidence, automatic
 from .report import Report
+from .widening import widened, x64_enabled
 
 Tree = Any
 
@@ -68,14 +70,19 @@ def _checker(rule: Rule, model: Layer, loss: Loss) -> Callable[..., Report]:
     reference = automatic(model, loss)
     ours = jax.jit(lambda params, state, x, y, key: rule.estimate(params, state, x, y, key)[1])
     due = jax.jit(lambda params, x, y, key: reference.estimate(params, (), x, y, key)[1])
+    wides: dict[tuple, Callable[..., Tree]] = {}
 
     def check(params, x, y, key, state, title):
         if state is None:
             state = rule.init(jax.random.key(0) if key is None else key, params)
         estimate, grads = ours(params, state, x, y, key), due(params, x, y, key)
+        given = params, x, y, key
+        x64 = x64_enabled()
         with jax.enable_x64(True):
-            wide = (cast(tree, np.float64) for tree in (params, x, y))
-            truth = due(*wide, key)
+            kind = tuple((jnp.shape(v), jnp.result_type(v)) for v in jax.tree.leaves(given))
+            if kind not in wides:
+                wides[kind] = jax.jit(widened(due, given, x64).call)
+            truth = wides[kind](*cast(given, np.float64))
         findings, pairs = paired(estimate, grads, ("rule", "jax.grad"))
         statements = tuple(f.statement for f in findings)
         report = Report(title, ("rule", "jax.grad"), (), (), statements, findings)
@@ -91,10 +98,17 @@ def _checker(rule: Rule, model: Layer, loss: Loss) -> Callable[..., Report]:
         arrays = tuple((p, np.asarray(a), np.asarray(b)) for p, a, b in pairs)
         report = report._replace(leaves=leaves, wholes=(whole,), pairs=arrays)
 
-        def sweep(params, x, y, key):
-            return None, rule.estimate(params, cast(state, np.float64), x, y, key)[1]
+        if report.ok:
+            return report
 
-        return explained(report, reference, params, x, y, key, sweep, truth)
+        def by_rule(params, x, y):
+            return rule.estimate(params, state, x, y, key)[1]
+
+        def by_jax(params, x, y):
+            return reference.estimate(params, (), x, y, key)[1]
+
+        evidence = Evidence.of(by_rule, by_jax, reference, (params, x, y), key, x64)
+        return evidence.explained(report)
 
     return check
 

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .mistakes import MISTAKES, Seen, factor_text, is_named
+from .mistakes import MISTAKES, Seen, factor_text, is_named, sizes_text
 from .rewiring import Rewired, rewired
 
 MOST_PAIRS = 1_000
+SECANTS = 8
+MOST_LEFT = 0.02  # of a difference, for a change to explain it
 WORDS = (
     (0.0, "missing term", "are missing"),
     (2.0, "counted twice", "are counted twice"),
@@ -34,6 +36,9 @@ class Explained(NamedTuple):
 
 
 def is_wrong(ours, due, tolerance) -> bool:
+    """Whether two arrays differ; what is not finite is like nothing else."""
+    if not (np.isfinite(ours).all() and np.isfinite(due).all()):
+        return True
     scale = float(np.abs(due).max(initial=0)) or float(np.abs(ours).max(initial=0))
     return not bool((np.abs(ours - due) <= tolerance * scale).all())
 
@@ -44,9 +49,9 @@ def changes_of(value, point, slopes, pairs) -> Rewired | None:
     for opened in (True, False):
         try:
             changes = rewired(value, point, slopes, opened)
-        except (NotImplementedError, TypeError, ValueError):  # something has no derivative
+        except Exception:  # something has no derivative, or is not to be run on its own
             continue
-        if np.allclose(changes.gradient, due, rtol=0, atol=1e-8 * np.abs(due).max()):
+        if not is_wrong(changes.gradient, due, 1e-8):
             return changes
     return None
 
@@ -61,9 +66,9 @@ def changed(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[Explained]
     gap = np.concatenate(
         [((a - b) / s).ravel() for (_, a, b), s in zip(pairs, scales, strict=True)]
     )
-    effects = np.nan_to_num(changes.effects) / np.concatenate(
-        [np.full(a.size, s) for (_, a, _), s in zip(pairs, scales, strict=True)]
-    )
+    finite = np.isfinite(changes.effects).all(1)
+    room = np.concatenate([np.full(a.size, s) for (_, a, _), s in zip(pairs, scales, strict=True)])
+    effects = np.where(finite[:, None], changes.effects, 0) / room
     everything = frozenset(range(len(pairs)))
     groups = [(everything, frozenset(wrong), 0)]
     if len(wrong) > 1:
@@ -78,16 +83,43 @@ def changed(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[Explained]
         free = np.array([change.kind in ("scale", "constant") for change in changes.changes])
         c = np.where(free, v @ d / np.where(square > 0, square, 1), 1.0)
         rest = np.linalg.norm(d - c[:, None] * v, axis=1) / size
-        limit = max(1e-6, 1e3 * tolerance * np.sqrt(len(d)) / size)
-        allowed = np.array(
-            [1e-3 if change.kind == "constant" else limit for change in changes.changes]
-        )
+        limit = min(MOST_LEFT, max(1e-6, 1e3 * tolerance * np.sqrt(len(d)) / size))
+        constant = np.array([change.kind == "constant" for change in changes.changes])
         few = len(d) < 3  # a factor fits one number always
-        for k in np.flatnonzero((rest <= allowed) & (square > 0)):
+        # The effect of another constant is a line for tiny changes only.
+        near = np.flatnonzero(constant & (rest <= 0.1) & (square > 0))
+        if len(near) and not few:
+            c[near], rest[near] = _solved(changes, near, c[near], d, entries, room)
+        elif few:
+            rest[near] = np.inf
+        for k in np.flatnonzero((rest <= limit) & (square > 0)):
             mistake = _named(changes.changes[k], float(c[k]), float(rest[k]), sizes)
             rank = mistake.rank + extra + (3 if few and free[k] else 0)
             found.append(Explained(rank, leaves, mistake, changes.changes[k].line))
     return found
+
+
+def _solved(changes: Rewired, which, c, d, entries, scale) -> tuple[np.ndarray, np.ndarray]:
+    """How much larger each of these constants has to be for the difference d, and what is left.
+
+    The secant method on the projection of the effect on d, all constants side by side.
+    """
+
+    def effects(c):
+        rows = np.zeros((len(which), len(changes.changes)))
+        rows[np.arange(len(which)), which] = c
+        return ((changes.at(rows) - changes.gradient) / scale)[:, entries]
+
+    square = float(d @ d)
+    before, miss_before = np.zeros(len(which)), np.full(len(which), -1.0)
+    for _ in range(SECANTS):
+        v = effects(c)
+        miss = v @ d / square - 1
+        step = miss * (c - before) / np.where(miss == miss_before, np.inf, miss - miss_before)
+        before, miss_before = c, miss
+        c = c - np.where(np.isfinite(step), step, 0)
+    rest = np.linalg.norm(d - effects(c), axis=1) / np.sqrt(square)
+    return c, np.where(np.isfinite(rest), rest, np.inf)
 
 
 def looped(pairs, wrong, changes: Rewired, sizes, tolerance) -> list[Explained]:
@@ -208,7 +240,7 @@ def _named(change, c: float, rest: float, sizes) -> Seen:
         if abs(factor + 1) < 1e-6:
             return Seen(4, "sign", f"{term} has the other sign", -1.0, rest)
         rank = 3 if is_named(factor, sizes) else 6
-        text = f"{term} is {factor_text(factor, sizes)} times too large"
+        text = f"{term} is {factor_text(factor)} what it must be{sizes_text(factor, sizes)}"
         return Seen(rank, "factor", text, factor, rest)
     if change.kind in ("next", "place"):
         kind = "off by one" if change.kind == "next" else "wrong place"
@@ -220,7 +252,8 @@ def _named(change, c: float, rest: float, sizes) -> Seen:
         rank = 2 if change.kind in ("mask ignored", "factor") else 3
         return Seen(rank, change.kind, f"on the way back {change.what}", None, rest)
     if change.kind == "constant":
-        return Seen(4, "wrong function", f"{change.what} is {1 + c:.6g} times as large", None, rest)
+        text = f"the derivative is taken with {factor_text(1 + c)} {change.what}"
+        return Seen(4, "wrong function", text, None, rest)
     place = "output" in change.what or "for y" in change.what
     kind = "wrong place" if place else "wrong function"
     text = f"the derivative of a nonlinearity is {change.what}"
