@@ -5,25 +5,32 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn
 
 from . import __version__, checks, runs, trained
 from .datasets import DataError
+from .files import CommandError, uninterrupted
 from .layer import LayerError
-from .trained import CommandError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
+
+    Files are written whole or not at all.  Where standard output is closed or nobody reads it, the
+    command does its work all the same.
 
     Args:
         argv: the words behind ``funcprop``; by default those of the process.
 
     Returns:
         The exit code: 0; 1 where a check fails or the training diverges; 2 for a bad option or
-        file; 130 when interrupted.
+        file, or where the output cannot be written; 130 when interrupted; 143 when terminated.
 
     >>> from funcprop.cli import main
     >>> main(["check", "--only", "relu", "--dtype", "float32"])
@@ -35,20 +42,120 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words = ["train", *words]
+    _open_closed_numbers()
+    out, err = _Stream(sys.stdout), _Stream(sys.stderr)
+    shown = None if sys.stdout is None else out
+    with redirect_stdout(shown), redirect_stderr(err), _stopped_by_signals(argv is None):
+        try:
+            code = _run(words, out)
+            out.flush()
+        except BrokenPipeError:  # whoever reads our output has seen enough
+            return 0
+        except KeyboardInterrupt as stop:
+            with uninterrupted():
+                terminated = isinstance(stop, _Terminated)
+                print(
+                    f"funcprop {words[0]}: {'terminated' if terminated else 'interrupted'}",
+                    file=sys.stderr,
+                )
+            return 143 if terminated else 130
+        if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
+            reason = getattr(out.lost, "strerror", None) or out.lost
+            print(f"funcprop {words[0]}: cannot write to standard output: {reason}", file=err)
+            code = code or 2
+        return code
+
+
+def _run(words: list[str], out: _Stream) -> int:
+    """Runs a command; what is wrong with it becomes a line and an exit code."""
     try:
         args = _parser().parse_args(words)
+        # A command that writes no file has nothing to do when nobody reads.
+        files = (getattr(args, name, None) for name in ("out", "json", "html"))
+        out.ends = args.run is not runs.train and not any(files)
         return args.run(args)
     except SystemExit as stop:  # argparse, after its line or its help
         return int(stop.code or 0)
     except (CommandError, DataError, LayerError) as error:
         print(f"funcprop {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "code", 2)
-    except KeyboardInterrupt:
-        print(f"funcprop {words[0]}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stopped_by_signals(last_command: bool) -> Iterator[None]:
+    """SIGTERM stops a command as Ctrl-C does, and pressing that twice is pressing it once.
+
+    Where it is the process's last command, what comes after the first changes nothing.
+    """
+    before: dict[signal.Signals, Any] = {}
+    last = -math.inf
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal last
+        last, previous = time.monotonic(), last
+        if last - previous > 1:  # the first is being obeyed
+            raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if handler not in (signal.SIG_IGN, None):  # as under nohup
+                    before[number] = handler
+                    signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            ends = last_command and last > -math.inf
+            signal.signal(number, signal.SIG_IGN if ends else handler)
+
+
+class _Stream:
+    """Standard output or error; what cannot be written is lost, and ``lost`` says why."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.ends = False  # whether the command ends when nobody reads
+        self.lost: Exception | None = None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda: self.stream.flush())
+
+    def _try(self, write: Callable[[], Any]) -> None:
+        if self.stream is None or self.lost is not None:
+            return
+        try:
+            write()
+        except (OSError, ValueError) as error:  # full, closed, or not in its encoding
+            self.lost = error
+            if isinstance(error, OSError):  # what is still in the buffer has nowhere to go
+                with suppress(OSError, AttributeError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if self.ends and isinstance(error, BrokenPipeError):
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _open_closed_numbers() -> None:
+    """Keeps a file of ours from being opened under the number of a closed standard stream.
+
+    What a library prints to that number would go into the file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 class _Parser(argparse.ArgumentParser):

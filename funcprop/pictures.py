@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -41,7 +41,7 @@ STYLE: Any = {
 
 
 def training(
-    path: str | Path,
+    path: str | Path | BinaryIO,
     title: str,
     rows: Sequence[Mapping[str, Any]],
     report: Report,
@@ -50,7 +50,7 @@ def training(
     """Draws a training run: loss and score, deltas and gradient by layer, and its predictions.
 
     Args:
-        path: where to write the picture.
+        path: where to write the picture; to an open file it goes as PNG.
         title: the line on top.
         rows: what is known of each epoch, as ``metrics.jsonl`` has it.
         report: the hand-written gradient beside the automatic one.
@@ -74,7 +74,8 @@ def training(
         _deltas(deltas, rows)
         _gradient(gradient, report)
         last(right)
-        figure.savefig(path, dpi=130)
+        kind = None if isinstance(path, (str, Path)) else "png"
+        figure.savefig(path, dpi=130, format=kind)
 
 
 def alignment(path: str | Path, title: str, history: Mapping[str, Sequence[float]]) -> None:

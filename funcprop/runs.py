@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import math
 import shutil
 import sys
@@ -22,35 +22,26 @@ import optax.contrib
 from . import datasets
 from .checking.models import check_model
 from .evaluation import accuracy
+from .files import CommandError, to_json
 from .layer import Layer
 from .learning.backpropagation import backpropagation
-from .losses import (
-    Loss,
-    hinge,
-    huber,
-    kl_divergence,
-    mean_absolute_error,
-    mean_squared_error,
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
-)
+from .losses import Loss
 from .mlp import Params, mlp
+from .run_folder import check_writable
 from .stopping import History
 from .summary import summary
 from .sweep import value_and_backprop
-from .trained import ACTIVATIONS, MODEL, PARAMS, CommandError, Meaning, folder_at, save, writing
+from .trained import (
+    ACTIVATIONS,
+    LOSSES,
+    REGRESSION,
+    Meaning,
+    described,
+    not_finite,
+    save,
+)
 from .training import fit
 
-LOSSES: dict[str, Loss] = {
-    "softmax_cross_entropy": softmax_cross_entropy(),
-    "sigmoid_cross_entropy": sigmoid_cross_entropy,
-    "kl_divergence": kl_divergence,
-    "hinge": hinge,
-    "mean_squared_error": mean_squared_error,
-    "mean_absolute_error": mean_absolute_error,
-    "huber": huber(),
-}
-REGRESSION = ("mean_squared_error", "mean_absolute_error", "huber")
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {  # with its usual learning rate
     "adam": (optax.adam, 3e-3),
     "adamw": (optax.adamw, 3e-3),
@@ -64,7 +55,6 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {  # with its usual le
 }
 FEW_VALUES = 20  # a target of more whole numbers than that is a quantity, where the loss allows it
 COMPARED = 1024  # examples of the comparison with jax.grad, at most
-PICTURE, METRICS = "training.png", "metrics.jsonl"
 
 
 # -------------------------------------------------------------------------------- train
@@ -74,9 +64,11 @@ def train(args: argparse.Namespace) -> int:
     """``funcprop train``: prints how it goes and writes the run's folder."""
     name = "digits" if args.data is None else Path(args.data).stem
     meaning, training, test = _data(args)
-    folder = folder_at(Path(args.out or Path("runs") / name))
+    folder = Path(args.out or Path("runs") / name)
+    check_writable(folder)
     outputs = 1 if meaning.classes is None else len(meaning.classes)
     sizes = (len(meaning.mean), *args.sizes, outputs)
+    fields = described(sizes, args.activation, args.loss, meaning)
     model, loss = mlp(sizes, ACTIVATIONS[args.activation]), LOSSES[args.loss]
     print(
         f"{name}: {len(training[1]):,} examples to train on, {len(test[1]):,} to test with, "
@@ -85,33 +77,37 @@ def train(args: argparse.Namespace) -> int:
         flush=True,
     )
     data, held_out = (
-        (meaning.inputs(x), meaning.targets(y, args.loss)) for x, y in (training, test)
+        (meaning.inputs(x, f"{name}, {part} part: "), meaning.targets(y, args.loss))
+        for part, (x, y) in (("training", training), ("test", test))
     )
     init_key, fit_key = jax.random.split(jax.random.key(args.seed))
     first, _ = model.init(init_key, sizes[:1])
     params, rows = _fitted(args, model, loss, meaning, first, data, held_out, fit_key)
-    print(f"\n{summary(model, sizes[:1])}\n")
-
-    answers = meaning.answers(jax.jit(model.apply)(params, held_out[0]))
+    prediction = jax.jit(model.apply)(params, held_out[0])
+    answers = meaning.answers(prediction)
+    if not_finite(prediction, answers) is not None or not math.isfinite(rows[-1]["test_loss"]):
+        raise CommandError(
+            "stopped: what the trained network makes of the test part is not finite; try a "
+            "smaller --learning-rate",
+            code=1,
+        )
     result = meaning.result(test[1], answers)
-    print(f"test {result}, test loss {rows[-1]['test_loss']:.4g}\n")
     inputs, targets = (part[:COMPARED] for part in data)
     title = "gradient of the first step"
     report = check_model(model, first, inputs, targets, loss, title=title)
-    print(f"{report}\n")
-
     rows[-1]["worst_leaf_eps"] = report.worst_leaf
     title = (
         f"{name}: {' → '.join(map(str, sizes))}, {args.activation}.  Test {result}.  "
         f"Gradient by hand within {report.worst_leaf:.2g} eps of jax.grad."
     )
-    with writing(folder):
-        lines = [json.dumps(row) for row in rows]
-        (folder / METRICS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        save(folder, sizes, args, meaning, params)
-        (folder / PICTURE).unlink(missing_ok=True)
-        drawn = _draw(folder / PICTURE, title, args, meaning, rows, report, test, answers)
-    written = [*([PICTURE] if drawn else []), METRICS, PARAMS, MODEL]
+    picture = io.BytesIO()
+    drawn = _draw(picture, title, args, meaning, rows, report, test, answers)
+    metrics = "".join(f"{to_json(row)}\n" for row in rows)
+    written = save(folder, fields, params, metrics, picture.getvalue() if drawn else None)
+    # Results are printed when they are on the disk: whoever reads them finds the run there.
+    print(f"\n{summary(model, sizes[:1])}\n")
+    print(f"test {result}, test loss {rows[-1]['test_loss']:.4g}\n")
+    print(f"{report}\n")
     print(f"wrote {', '.join(written)} to {folder}")
     return 0 if report.ok else 1
 
@@ -236,7 +232,7 @@ class _Progress:
 
     def __init__(self, epochs: int, examples: int, quiet: bool):
         self.epochs, self.examples, self.quiet = epochs, examples, quiet
-        self.live = sys.stdout.isatty()
+        self.live = sys.stdout is not None and sys.stdout.isatty()
         self.every = max(1, epochs // 10)
         self.begun: float | None = None
         self.shown = -math.inf
@@ -280,7 +276,7 @@ class _Progress:
             print(text, flush=True)
 
 
-def _draw(path, title, args, meaning, rows, report, test, answers) -> bool:
+def _draw(file, title, args, meaning, rows, report, test, answers) -> bool:
     """Whether there is a picture: matplotlib may be missing."""
     from . import pictures
 
@@ -293,7 +289,7 @@ def _draw(path, title, args, meaning, rows, report, test, answers) -> bool:
             pictures.confusion, classes=meaning.classes, labels=test[1], predictions=answers
         )
     try:
-        pictures.training(path, title, rows, report, last)
+        pictures.training(file, title, rows, report, last)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise

@@ -1,7 +1,10 @@
 """The command line: training, prediction, the check, and what it says when something is wrong."""
 
+import errno
+import io
 import itertools
 import json
+import math
 import re
 import shutil
 import signal
@@ -14,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from funcprop import Layer, LayerError, checks, cli, contraction, datasets, runs, trained
+from funcprop import (
+    Layer,
+    LayerError,
+    checks,
+    cli,
+    contraction,
+    datasets,
+    run_folder,
+    runs,
+    trained,
+)
 from funcprop.checking import catalogue
 from funcprop.layers import activations
 
@@ -268,6 +281,34 @@ def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatc
     assert shown(3, live=True, quiet=True) == shown(3, live=False, quiet=True) == ""
 
 
+def test_an_update_after_the_last_loss_that_diverges_says_so(tmp_path, no_picture, capsys):
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), "--sizes", "3"]
+    words += ["--epochs", "1", "--batch-size", "32", "--optimizer", "sgd"]
+    code, line = failure(capsys, *words, "--learning-rate", "3e38", "--quiet")
+    assert code == 1
+    assert re.match("funcprop train: stopped: .* try a smaller --learning-rate$", line), line
+    assert not out.exists()
+
+
+def test_a_network_that_is_not_finite_on_the_test_part_is_not_written(
+    tmp_path, no_picture, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
+    fitted = runs._fitted
+
+    def ruined(*arguments):
+        params, rows = fitted(*arguments)
+        return jax.tree.map(lambda leaf: leaf + jnp.nan, params), rows
+
+    monkeypatch.setattr(runs, "_fitted", ruined)
+    code, line = failure(capsys, *words)
+    assert code == 1
+    assert "stopped: what the trained network makes of the test part is not finite" in line
+    assert not out.exists()
+
+
 def test_a_training_that_diverges_says_so(tmp_path, capsys):
     path = curve(tmp_path / "curve.npz")
     words = ("--optimizer", "sgd", "--learning-rate", "1e9", "--loss", "mean_squared_error")
@@ -366,6 +407,25 @@ def test_a_curve_is_fitted_and_predicted_in_its_own_units(tmp_path, capsys):
     r2 = 1 - ((found - y) ** 2).mean() / y.var()
     assert r2 > 0.9
     assert captured.err == f"R² {r2:.4f}\n"
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("1e39", "row 2, column 3 is 1e+39, too large for float32 once it is scaled"),
+        ("-1e308", "row 2, column 3 is -1e+308, too large"),
+        ("3e38", "the prediction of row 2 is not finite; are its features in the units"),
+    ],
+)
+def test_predict_answers_nothing_that_is_not_finite(flower_run, tmp_path, capsys, cell, message):
+    new, out = tmp_path / "new.csv", tmp_path / "out.txt"
+    new.write_text(f"0,90,5\n0,-90,{cell}\n")
+    out.write_text("old")
+    assert cli.main(["predict", str(flower_run), str(new), "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert f"funcprop predict: {new}: {message}" in captured.err
+    assert captured.out == ""
+    assert out.read_text() == "old"
 
 
 # ------------------------------------------------------------------------------- check
@@ -545,17 +605,10 @@ def test_a_bad_run_is_one_line_and_exit_code_2(flower_run, tmp_path, capsys):
     shutil.copytree(flower_run, copy)
     fails("cannot write to .*: Not a directory", "--out", str(new / "out.txt"))
     (copy / "params.npz").write_bytes(b"no zip")
-    fails("its model.json or params.npz is damaged")
+    fails("copy: its params.npz is damaged or of another run: .* train again$")
     (copy / "params.npz").unlink()
     fails("params.npz is missing")
     shutil.copy(flower_run / "params.npz", copy)
-    described = json.loads((copy / "model.json").read_text())
-    for content in ("{", "[]", "{}", json.dumps({**described, "activation": "rely"})):
-        (copy / "model.json").write_text(content)
-        fails("its model.json or params.npz is damaged")
-    (copy / "model.json").write_text(json.dumps({**described, "sizes": [3, 8, 2]}))
-    fails(r"are due")
-    (copy / "model.json").write_text(json.dumps(described))
     new.write_text("0,1\n")
     fails("new.csv: it has 2 columns; 3 features, or these and a label, are due")
     np.savez(tmp_path / "new.npz", x=np.zeros((2, 5)))
@@ -594,6 +647,135 @@ def test_interrupted(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "funcprop train: interrupted\n"
+
+
+def test_signals_are_those_of_before_when_a_command_has_ended(capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert cli.main(["--version"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("moment", ["_draw", "_fitted", "save"])
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_leaves_the_old_run_and_no_rubbish(
+    tmp_path, monkeypatch, capsys, moment, number, code, word
+):
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(out), *SMALL]
+    monkeypatch.setattr(runs, "_draw", lambda *arguments: False)
+    assert cli.main(words) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+
+    def stopped(*arguments, **options):
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)  # the second one of an impatient user
+
+    if moment == "save":
+        monkeypatch.setattr(run_folder, "write_durably", stopped)
+    else:
+        monkeypatch.setattr(runs, moment, stopped)
+    assert cli.main([*words, "--seed", "1"]) == code
+    assert capsys.readouterr().err == f"funcprop train: {word}\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers.csv", "run"]
+
+
+class Full(io.StringIO):
+    """A standard output that takes a few lines."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        if len(self.getvalue()) > 10:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "funcprop train: cannot write to standard output: No space left on device\n",
+        ),
+        (None, 0, ""),
+    ],
+)
+def test_a_run_is_written_whatever_becomes_of_the_output(
+    tmp_path, no_picture, monkeypatch, capsys, error, code, message
+):
+    out = tmp_path / "run"
+    stream = None if error is None else Full(error)
+    monkeypatch.setattr(sys, "stdout", stream)
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), "--sizes", "8"]
+    assert cli.main([*words, "--epochs", "20"]) == code
+    assert capsys.readouterr().err == message
+    trained.load(out)
+    if stream is not None:
+        assert stream.getvalue() == (
+            "f: 32 examples to train on, 8 to test with, 3 features, 2 classes"
+        )
+
+
+def test_predictions_need_an_output(flower_run, tmp_path, monkeypatch, capsys):
+    new = tmp_path / "new.csv"
+    new.write_text("0,90,5\n")
+    monkeypatch.setattr(sys, "stdout", None)
+    code, line = failure(capsys, "predict", str(flower_run), str(new))
+    assert (code, line) == (2, "funcprop predict: standard output is closed; give --out FILE")
+    # print() takes None for standard output.
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    new.write_text("0,90,5,lily\n")
+    assert cli.main(["predict", str(flower_run), str(new)]) == 0
+    assert stdout.getvalue() == "lily\n"
+
+
+def test_a_result_is_printed_when_it_is_written(tmp_path, no_picture, monkeypatch, capsys):
+    write = run_folder.write
+
+    def looked_at(*arguments):
+        printed.append(capsys.readouterr().out)
+        write(*arguments)
+
+    printed = []
+    monkeypatch.setattr(run_folder, "write", looked_at)
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(tmp_path / "run"), *SMALL]
+    assert cli.main(words) == 0
+    assert printed == ["f: 32 examples to train on, 8 to test with, 3 features, 2 classes\n"]
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_json_has_no_nan(tmp_path, no_picture, monkeypatch, capsys):
+    fitted, out = runs._fitted, tmp_path / "run"
+
+    def one_bad_epoch(*arguments):
+        params, rows = fitted(*arguments)
+        return params, [{**rows[0], "loss": math.inf, "delta": [math.nan]}, *rows[1:]]
+
+    monkeypatch.setattr(runs, "_fitted", one_bad_epoch)
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
+    assert cli.main(words) == 0
+    first, last = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert first["loss"] is None
+    assert first["delta"] == [None]
+    assert last["loss"] > 0
+    outer, path = contraction.outer, tmp_path / "check.json"
+    monkeypatch.setattr(contraction, "outer", lambda delta, x: jnp.nan * outer(delta, x))
+    words = ["check", "--only", "affine", "--dtype", "float32", "--json", str(path)]
+    assert cli.main(words) == 1
+    assert "NaN" not in path.read_text()
+    assert json.loads(path.read_text())[0]["leaf_eps"] is None
 
 
 def test_a_reader_that_stops_early_is_no_error(flower_run, tmp_path):
