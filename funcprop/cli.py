@@ -54,10 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as stop:
             with uninterrupted():
                 terminated = isinstance(stop, _Terminated)
-                print(
-                    f"funcprop {words[0]}: {'terminated' if terminated else 'interrupted'}",
-                    file=sys.stderr,
-                )
+                line = "; ".join(["terminated" if terminated else "interrupted", *stop.args])
+                print(f"funcprop {words[0]}: {line}", file=sys.stderr)
             return 143 if terminated else 130
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
             reason = getattr(out.lost, "strerror", None) or out.lost

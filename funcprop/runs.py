@@ -105,10 +105,13 @@ def train(args: argparse.Namespace) -> int:
     metrics = "".join(f"{to_json(row)}\n" for row in rows)
     written = save(folder, fields, params, metrics, picture.getvalue() if drawn else None)
     # Results are printed when they are on the disk: whoever reads them finds the run there.
-    print(f"\n{summary(model, sizes[:1])}\n")
-    print(f"test {result}, test loss {rows[-1]['test_loss']:.4g}\n")
-    print(f"{report}\n")
-    print(f"wrote {', '.join(written)} to {folder}")
+    try:
+        print(f"\n{summary(model, sizes[:1])}\n")
+        print(f"test {result}, test loss {rows[-1]['test_loss']:.4g}\n")
+        print(f"{report}\n")
+        print(f"wrote {', '.join(written)} to {folder}", flush=True)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"the run was written to {folder} before") from None
     return 0 if report.ok else 1
 
 

@@ -686,6 +686,16 @@ def test_a_signal_leaves_the_old_run_and_no_rubbish(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers.csv", "run"]
 
 
+def test_a_signal_after_the_run_was_written_says_so(tmp_path, no_picture, monkeypatch, capsys):
+    out = tmp_path / "run"
+    monkeypatch.setattr(runs, "summary", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
+    code, line = failure(capsys, *words)
+    assert code == 143
+    assert line == f"funcprop train: terminated; the run was written to {out} before"
+    trained.load(out)
+
+
 class Full(io.StringIO):
     """A standard output that takes a few lines."""
 

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -185,6 +186,28 @@ def test_a_writer_killed_at_any_call_leaves_a_whole_run(folder, tmp_path, monkey
     assert {"mkdir", "create", "write", "fsync", "rename", "unlink", "replace"} <= set(made)
     assert seen == sorted(seen)
     assert set(seen) == {0, 1}
+
+
+def test_a_new_run_is_whole_or_absent_when_its_writer_is_killed(tmp_path, monkeypatch):
+    folder, seen, done = tmp_path / "deep" / "run", [], False
+    while not done:
+        with monkeypatch.context() as patch:
+            trapped(patch, len(seen) + 1, Killed, forever=True)
+            try:
+                save(folder, 1)
+                done = True
+            except Killed:
+                pass
+        if folder.exists():
+            as_it_lies(folder)
+        try:
+            seen.append(found(folder))
+        except CommandError as error:
+            seen.append(0)
+            assert re.search("holds no trained network", str(error))
+        shutil.rmtree(tmp_path / "deep", ignore_errors=True)
+    assert len(seen) > 20
+    assert seen == sorted(seen)
 
 
 def test_a_disk_that_is_full_at_any_call_leaves_the_old_run(folder, monkeypatch):
