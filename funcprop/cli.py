@@ -94,8 +94,8 @@ def _stopped_by_signals(last_command: bool) -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         nonlocal last
-        last, previous = time.monotonic(), last
-        if last - previous > 1:  # the first is being obeyed
+        if time.monotonic() - last > 1:  # else the first is being obeyed
+            last = time.monotonic()
             raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     try:
@@ -135,8 +135,8 @@ class _Stream:
         except (OSError, ValueError) as error:  # full, closed, or not in its encoding
             self.lost = error
             if isinstance(error, OSError):  # what is still in the buffer has nowhere to go
-                with suppress(OSError, AttributeError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+                with suppress(OSError, AttributeError), open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), self.stream.fileno())
             if self.ends and isinstance(error, BrokenPipeError):
                 raise
 

@@ -312,7 +312,7 @@ def _locked(folder: Path) -> Iterator[bool]:
     try:
         import fcntl
 
-        number = os.open(folder, os.O_RDONLY)
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # and never wait for a pipe
     except (ImportError, OSError):
         yield False
         return

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -749,6 +750,14 @@ def test_predictions_need_an_output(flower_run, tmp_path, monkeypatch, capsys):
     new.write_text("0,90,5,lily\n")
     assert cli.main(["predict", str(flower_run), str(new)]) == 0
     assert stdout.getvalue() == "lily\n"
+
+
+def test_no_file_of_ours_gets_the_number_of_a_closed_stream(monkeypatch):
+    opened = []
+    monkeypatch.setattr(os, "fstat", lambda number: () if number == 1 else os.stat("/nowhere"))
+    monkeypatch.setattr(os, "open", lambda *arguments: opened.append(arguments))
+    cli._open_closed_numbers()
+    assert opened == [(os.devnull, os.O_RDWR)] * 2
 
 
 def test_a_result_is_printed_when_it_is_written(tmp_path, no_picture, monkeypatch, capsys):

@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import os
-import re
 import shutil
 import stat
 import sys
@@ -184,8 +183,37 @@ def test_a_writer_killed_at_any_call_leaves_a_whole_run(folder, tmp_path, monkey
             shutil.rmtree(path)
     assert len(seen) == len(made) + 1 > 20
     assert {"mkdir", "create", "write", "fsync", "rename", "unlink", "replace"} <= set(made)
+    # Each file and the folder of them are on the disk before they count.
+    assert made[: made.index("rename")].count("fsync") == len(names) + 1
     assert seen == sorted(seen)
     assert set(seen) == {0, 1}
+
+
+def test_a_reader_killed_while_it_finishes_a_run_leaves_it_whole(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        made = trapped(patch, 99, Killed)
+        save(tmp_path / "other", 1, None)
+    with monkeypatch.context() as patch:
+        trapped(patch, made.index("rename") + 2, Killed, forever=True)
+        with pytest.raises(Killed):
+            save(folder, 1, None)
+    assert (folder / "model.json").exists()
+    assert (folder / run_folder.PENDING / "model.json").exists()
+    at, done = 0, False
+    while not done:
+        at += 1
+        copy = shutil.copytree(folder, tmp_path / f"copy {at}")
+        with monkeypatch.context() as patch:
+            trapped(patch, at, Killed, forever=True)
+            try:
+                run_folder.read(copy)
+                done = True
+            except Killed:
+                pass
+        as_it_lies(copy)
+        assert found(copy) == 1
+        assert is_mine(copy) == NAMES - {"training.png"}
+    assert at > 5
 
 
 def test_a_new_run_is_whole_or_absent_when_its_writer_is_killed(tmp_path, monkeypatch):
@@ -200,11 +228,12 @@ def test_a_new_run_is_whole_or_absent_when_its_writer_is_killed(tmp_path, monkey
                 pass
         if folder.exists():
             as_it_lies(folder)
-        try:
+        if (folder / run_folder.PENDING).exists() or (folder / "model.json").exists():
             seen.append(found(folder))
-        except CommandError as error:
+        else:
             seen.append(0)
-            assert re.search("holds no trained network", str(error))
+            with pytest.raises(CommandError, match="holds no trained network"):
+                trained.load(folder)
         shutil.rmtree(tmp_path / "deep", ignore_errors=True)
     assert len(seen) > 20
     assert seen == sorted(seen)
@@ -507,6 +536,8 @@ def test_a_device_or_a_pipe_is_written_to_and_stays_one(tmp_path):
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     files.write_file(tmp_path / "pipe", "through")
     assert os.read(reader, 99) == b"through"
+    with pytest.raises(CommandError, match="pipe holds no trained network"):
+        trained.load(tmp_path / "pipe")
     os.close(reader)
     assert os.listdir(tmp_path) == ["pipe"]
     with pytest.raises(CommandError, match="Is a directory"):
