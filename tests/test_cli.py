@@ -25,6 +25,7 @@ from funcprop import (
     cli,
     contraction,
     datasets,
+    files,
     run_folder,
     runs,
     trained,
@@ -685,6 +686,18 @@ def test_a_signal_leaves_the_old_run_and_no_rubbish(
     assert capsys.readouterr().err == f"funcprop train: {word}\n"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers.csv", "run"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_at_the_worst_moment_changes_nothing(monkeypatch, capsys, number):
+    def interrupted():
+        signal.raise_signal(number)  # before the line that answers the first one
+        return files.uninterrupted()
+
+    monkeypatch.setattr(runs, "train", lambda args: signal.raise_signal(number))
+    monkeypatch.setattr(cli, "uninterrupted", interrupted)
+    code, line = failure(capsys)
+    assert (code, line.split()[2]) in {(130, "interrupted"), (143, "terminated")}
 
 
 def test_a_signal_after_the_run_was_written_says_so(tmp_path, no_picture, monkeypatch, capsys):
