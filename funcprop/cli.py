@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import __version__, checks, runs, trained
+from . import __version__, checks, files, runs, tables, tasks, trained
 from .datasets import DataError
 from .layer import LayerError
 from .trained import CommandError
@@ -35,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words = ["train", *words]
+    elif words[0] not in ("train", "predict", "check") and os.path.isfile(words[0]):
+        print(
+            f"funcprop: {words[0]} is a file; train on it with funcprop train {words[0]}",
+            file=sys.stderr,
+        )
+        return 2
     try:
         args = _parser().parse_args(words)
         return args.run(args)
@@ -102,13 +108,34 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=runs.train)
     add = parser.add_argument
     add(
-        "--data",
+        "file",
+        nargs="?",
         metavar="FILE",
-        help=".npz with arrays x and y, or .csv with the label in its last column; features are "
-        "standardised. A target of real numbers, or of more than "
-        f"{runs.FEW_VALUES} whole ones, is fitted as such where the loss is "
-        f"{_listed(runs.REGRESSION)}. Default: the digits that come with funcprop",
+        help=f"a table of text ({_listed(files.TEXT)}), or .npz with arrays x and y; features are "
+        "standardised. Default: the digits that come with funcprop",
     )
+    add("--data", metavar="FILE", help="the same as FILE")
+    add(
+        "--label",
+        metavar="COLUMN",
+        help="what to predict: a column's name, or its number from 1, or from the end, -1 the last."
+        " Default: -1",
+    )
+    add(
+        "--drop",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns to leave out, by names or numbers",
+    )
+    add(
+        "--task",
+        choices=tasks.TASKS,
+        metavar="TASK",
+        help=f"{_listed(tasks.TASKS)}. Default: classification if the labels are text or booleans, "
+        f"or whole numbers with at most {tasks.FEW_VALUES} distinct values or at least "
+        f"{tasks.ROWS_A_VALUE} rows a value; else regression",
+    )
+    _table_options(parser)
     add(
         "--sizes",
         type=_whole,
@@ -119,7 +146,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, choices, default in (
         ("activation", trained.ACTIVATIONS, "relu"),
-        ("loss", runs.LOSSES, "softmax_cross_entropy"),
+        ("loss", runs.LOSSES, None),
         ("optimizer", runs.OPTIMIZERS, "adam"),
     ):
         add(
@@ -127,7 +154,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
             choices=choices,
             default=default,
             metavar="NAME",
-            help=f"{_listed(choices)}. Default: {default}",
+            help=f"{_listed(choices)}. Default: "
+            + (default or "softmax_cross_entropy, mean_squared_error in regression"),
         )
     rates = [f"{rate:g} for {name}" for name, (_, rate) in runs.OPTIMIZERS.items()]
     add(
@@ -162,9 +190,27 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help=".npz with an array x, or .csv; with labels where there are some (y, the last column)",
+        help="a table like the one of the training, its columns in any order if they have names, "
+        "or .npz with an array x; with labels or without",
     )
+    _table_options(parser)
     parser.add_argument("--out", metavar="FILE", help="write the predictions there")
+
+
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="CHAR",
+        help=f"between two columns: a character, or {_listed(tables.DELIMITERS)} (any run of "
+        "them). Default: found",
+    )
+    parser.add_argument(
+        "--header",
+        type=_yes_or_no,
+        metavar="yes|no",
+        help="whether the first line holds names. Default: yes if it holds no number",
+    )
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +249,19 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
 
 def _listed(words: Any) -> str:
     return ", ".join(words)
+
+
+def _delimiter(text: str) -> str:
+    try:
+        return tables.delimiter_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be yes or no")
+    return text == "yes"
 
 
 def _whole(text: str) -> int:

@@ -8,6 +8,7 @@ import math
 import sys
 import tempfile
 import zipfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import __version__, datasets
+from . import __version__
 from .checking import catalogue
+from .columns import Columns, check_columns
+from .files import read_as
 from .layer import Layer
 from .mlp import Params, mlp
 
@@ -42,6 +45,7 @@ class Meaning(NamedTuple):
         reach: the largest |(x - mean)/scale| in training.
         classes: what each output is a score of; ``None`` where the one output is a number,
         target_mean, target_scale: scaled as the features are.
+        columns: of the table that it was trained on; ``None`` where that was no table.
     """
 
     mean: np.ndarray
@@ -50,6 +54,7 @@ class Meaning(NamedTuple):
     classes: list[Any] | None
     target_mean: float = 0.0
     target_scale: float = 1.0
+    columns: Columns | None = None
 
     def inputs(self, x: np.ndarray) -> np.ndarray:
         return ((x - self.mean) / self.scale).astype(np.float32)
@@ -72,8 +77,9 @@ class Meaning(NamedTuple):
     def result(self, y: np.ndarray, answers: np.ndarray) -> str:
         """How good the answers are, in words."""
         if self.classes is None:
-            spread = float(np.mean((y - y.mean()) ** 2))
-            return f"R² {1 - np.mean((answers - y) ** 2) / (spread or 1.0):.4f}"
+            spread, error = float(np.var(y)), float(np.mean((answers - y) ** 2))
+            r2 = f"R² {1 - error / spread:.4f}, " if spread else ""  # of one number there is none
+            return f"{r2}RMSE {math.sqrt(error):.6g}"
         right = int((answers == y).sum())
         return f"accuracy {100 * right / len(y):.2f} % ({right:,} of {len(y):,})"
 
@@ -133,6 +139,7 @@ def load(folder: Path) -> tuple[Layer, Params, Meaning]:
         sizes = tuple(described["sizes"])
         fields = {name: described[name] for name in Meaning._fields}
         meaning = Meaning(**fields | {n: np.array(fields[n], float) for n in ("mean", "scale")})
+        check_columns(meaning.columns, features=sizes[0])
         model = mlp(sizes, ACTIVATIONS[described["activation"]])
         with np.load(folder / PARAMS, allow_pickle=False) as arrays:
             params = tuple(
@@ -150,7 +157,17 @@ def load(folder: Path) -> tuple[Layer, Params, Meaning]:
 def predict(args: argparse.Namespace) -> int:
     """``funcprop predict``: a prediction a line."""
     model, params, meaning = load(Path(args.folder))
-    x, y = datasets.load(args.file, features=len(meaning.mean))
+    classified = meaning.classes is not None
+    x, y, _, notes = read_as(
+        args.file,
+        meaning.columns,
+        len(meaning.mean),
+        as_text=classified,
+        delimiter=args.delimiter,
+        header=args.header,
+    )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     inputs = meaning.inputs(x)
     reach = float(np.abs(inputs).max())
     if reach > 10 * meaning.reach:
@@ -173,16 +190,36 @@ def predict(args: argparse.Namespace) -> int:
         with writing(Path(args.out)):
             Path(args.out).write_text(text, encoding="utf-8")
     if y is not None:
-        if meaning.classes is not None:
+        if classified:
             known = {name: i for i, name in enumerate(names)}
-            y = np.array([known.get(_name(label), -1) for label in y])
+            labels, y = y, np.array([known.get(_name(label, known), -1) for label in y])
+            print(meaning.result(y, answers), file=sys.stderr)
+            if (y < 0).any():
+                print(_unknown(labels[y < 0], len(y)), file=sys.stderr)
         elif y.dtype.kind not in "if":
-            raise CommandError(f"{args.file}: its labels are no numbers")
-        print(meaning.result(y, answers), file=sys.stderr)
+            raise CommandError(f"{args.file}: its labels are {y[0]!r}, they must be numbers")
+        else:
+            print(meaning.result(y, answers), file=sys.stderr)
     return 0
 
 
-def _name(label: Any) -> str:
+def _unknown(labels: np.ndarray, of: int) -> str:
+    names = sorted(map(str, set(labels.tolist())))
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"note: {len(labels):,} of {of:,} labels are no class of the network ({shown}); they count "
+        "as wrong"
+    )
+
+
+def _name(label: Any, known: Container[str]) -> str:
     """A label as a class is named: whole numbers without a point."""
-    whole = isinstance(label, (float, np.floating)) and math.isfinite(label) and label == int(label)
-    return str(int(label) if whole else label)
+    if isinstance(label, (bool, np.bool_)):
+        return str(int(label))
+    if str(label) in known:
+        return str(label)
+    try:
+        number = float(label)
+    except ValueError:
+        return str(label)
+    return str(int(number) if number.is_integer() else number)
