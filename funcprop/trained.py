@@ -197,7 +197,7 @@ def predict(args: argparse.Namespace) -> int:
             if (y < 0).any():
                 print(_unknown(labels[y < 0], len(y)), file=sys.stderr)
         elif y.dtype.kind not in "if":
-            raise CommandError(f"{args.file}: its labels are {y[0]!r}, they must be numbers")
+            raise CommandError(f"{args.file}: its labels are {str(y[0])!r}, they must be numbers")
         else:
             print(meaning.result(y, answers), file=sys.stderr)
     return 0

@@ -82,7 +82,7 @@ def test_split_says_what_is_wrong(lengths, test, message):
 
 
 def test_split_says_that_classes_are_too_small():
-    with pytest.raises(DataError, match="4 examples, too few .*: of 2 classes the largest has 2"):
+    with pytest.raises(DataError, match=r"4 examples, too few .*: of 2 classes the largest has 2"):
         datasets.split(np.zeros((4, 2)), np.array([0, 0, 1, 1]))
 
 
