@@ -98,7 +98,7 @@ def place_of(table: Table, which: str | int, option: str) -> int:
     if not names:
         raise DataError(
             f"--{option} {which!r}: the file has no line of names, give the number of the column "
-            "(or --header yes)"
+            "(or --header yes)" + "".join(f"; {note}" for note in table.notes)
         )
     others = listed(str(which), names)
     raise DataError(f"--{option} {which!r}: there is no such column; there are {others}")

@@ -115,7 +115,8 @@ def read_as(
             "label": features,
             "count": features + 1,
         }
-        known = [name for name in trained["names"] or () if name]
+        names = trained["names"] or []
+        known = [names[i] for i in trained["features"] if names and names[i]]
         table = tables.read(path, delimiter=delimiter, header=header, known=known)
         columns = matched(table, trained)
         label = columns["label"]

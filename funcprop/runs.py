@@ -124,7 +124,9 @@ def _data(args: argparse.Namespace) -> tuple[Meaning, datasets.Pair, datasets.Pa
     if args.data is None:
         for option in ("task", "label", "drop", "delimiter", "header"):
             if getattr(args, option) is not None:
-                raise CommandError(f"--{option} is for a file of your own: funcprop train FILE")
+                raise CommandError(
+                    f"--{option} is for a file of your own: funcprop train FILE --{option} ..."
+                )
         examples = files.Examples(*datasets.digits(), None, [])
     else:
         label = -1 if args.label is None else args.label

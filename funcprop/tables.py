@@ -64,7 +64,8 @@ def read(
         path: a file of text in UTF-8, or in UTF-16 with a byte order mark.
         delimiter: a character; a space stands for any run of spaces and tabs.  ``None``: found.
         header: whether the first line holds names.  ``None``: found.
-        known: names; a first line that holds one of them is a line of names.
+        known: names; a first line that holds all of them is a line of names, and one that holds
+            one that is no number.
 
     Raises:
         DataError: when it is no table: bytes that are no text, rows of different lengths, names
@@ -118,8 +119,13 @@ def delimiter_of(text: str) -> str:
 
 def place(names: Sequence[str] | None, column: int) -> str:
     """A column in words: its number, from 1, and its name where it has one."""
-    name = names[column] if names else ""
+    name = " ".join(names[column].split()) if names else ""
     return f'column {column + 1} "{name}"' if name else f"column {column + 1}"
+
+
+def shown(cell: str, most: int = 40) -> str:
+    """A cell in quotes, not all of a long one."""
+    return repr(cell if len(cell) <= most else cell[:most] + "...")
 
 
 def argument(names: Sequence[str] | None, column: int) -> str:
@@ -244,7 +250,7 @@ def _check_names(names: Sequence[str]) -> None:
 def _is_header(rows: Sequence[Sequence[str]], known: Sequence[str], notes: list[str]) -> bool:
     """Whether the first row holds names: something, and no number."""
     first, body = rows[0], rows[1:]
-    if set(known) & set(first):
+    if known and (set(known) <= set(first) or any(_is_word(n) for n in set(known) & set(first))):
         return True
     counts = [str(i) for i in range(len(first))]
     if body and len(first) > 2 and first in (counts, ["", *counts[:-1]]):
@@ -255,7 +261,7 @@ def _is_header(rows: Sequence[Sequence[str]], known: Sequence[str], notes: list[
         )
         return taken == "names"
     values = [_is_value(cell, body, i) for i, cell in enumerate(first)]
-    names = [not value and not is_missing(cell) for value, cell in zip(values, first, strict=True)]
+    names = [not value and _is_word(cell) for value, cell in zip(values, first, strict=True)]
     if not any(values):
         return any(names)
     for i in range(len(first)):
@@ -263,11 +269,15 @@ def _is_header(rows: Sequence[Sequence[str]], known: Sequence[str], notes: list[
         if below and all(map(NUMBER.fullmatch, below)):
             number = next(cell for cell, value in zip(first, values, strict=True) if value)
             raise DataError(
-                f"line 1 holds the number {number!r}, and {first[i]!r} in column {i + 1}, whose "
-                "other cells are numbers; give --header yes if it is a line of names, else "
+                f"line 1 holds the number {number!r}, and {shown(first[i])} in column {i + 1}, "
+                "whose other cells are numbers; give --header yes if it is a line of names, else "
                 "--header no"
             )
     return False
+
+
+def _is_word(cell: str) -> bool:
+    return not NUMBER.fullmatch(cell) and not is_missing(cell)
 
 
 def _is_value(cell: str, body: Sequence[Sequence[str]], column: int) -> bool:

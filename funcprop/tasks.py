@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from .files import Examples
-from .tables import DataError, argument
+from .tables import DataError, argument, shown
 
 Array = np.ndarray
 CLASSIFICATION, REGRESSION = TASKS = ("classification", "regression")
@@ -20,11 +20,13 @@ def decided(y: Array, asked: str | None = None, loss: str | None = None) -> tupl
     """The task that is asked for, or else found, and why.
 
     Raises:
-        DataError: when the labels or the loss do not fit the task.
+        DataError: when the labels or the loss do not fit the task, or all labels are the same.
 
     >>> decided(np.array([1, 2, 3]), asked="regression")
     ('regression', 'whole numbers, 3 distinct values, forced by --task')
     """
+    if (y == y[0]).all():
+        raise DataError(f"every label is {shown(str(y[0]))}; there must be two or more")
     found, why = task_of(y)
     task = asked or found
     if task == REGRESSION and y.dtype.kind not in "if":
@@ -93,20 +95,21 @@ def classes_of(y: Array, label: str) -> tuple[list, Array]:
     """The classes, and each label as an index of them.
 
     Raises:
-        DataError: when there is one class, or as many as there are labels.
+        DataError: when there are as many classes as labels, or a label has two lines.
 
     >>> classes_of(np.array([3.0, 7.0, 3.0]), "y")
     ([3, 7], array([0, 1, 0]))
     """
     values, indices = np.unique(y, return_inverse=True)
-    if len(values) < 2:
-        raise DataError(f"every label is {values[0]}; there must be two or more ({label})")
     if len(values) == len(y) > 2:
         other = "" if y.dtype.kind == "U" else ", or --task regression for a quantity"
         raise DataError(
             f"no label comes twice in {label}, so none can be learned and tested; take another "
             f"column with --label{other}"
         )
+    broken = [value for value in values.tolist() if len(str(value).splitlines()) > 1]
+    if broken:
+        raise DataError(f"the label {shown(broken[0])} has more than one line, it must have one")
     if y.dtype.kind == "b" or is_whole(y):
         values = values.astype(np.int64)
     return values.tolist(), indices
@@ -123,8 +126,8 @@ def oddities(examples: Examples, task: str) -> list[str]:
     if len(same):
         names = ", ".join(examples.feature(place) for place in same[:5])
         more = f" and {len(same) - 5} more" if len(same) > 5 else ""
-        verb = "hold" if len(same) > 1 else "holds"
-        notes.append(f"{names}{more} {verb} the same number in every row, and can tell nothing")
+        verb = "do" if len(same) > 1 else "does"
+        notes.append(f"{names}{more} {verb} not vary, and can tell nothing")
     if y is not None and y.dtype.kind in "if" and counts_rows(y):
         notes.append(
             f"the label, {examples.label}, counts the rows ({y.min():.0f} to {y.max():.0f}); if it "

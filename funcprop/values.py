@@ -9,7 +9,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from .columns import Columns
-from .tables import MISSING, NUMBER, TRUTH, WHOLE, DataError, Table, argument, counted, is_missing
+from .tables import (
+    MISSING,
+    NUMBER,
+    TRUTH,
+    WHOLE,
+    DataError,
+    Table,
+    argument,
+    counted,
+    is_missing,
+    shown,
+)
 
 Array = np.ndarray
 LARGEST = 1e30  # of a number: its square, and sums of these, are far from the largest float64
@@ -67,7 +78,7 @@ def _kind(table: Table, label: int) -> str:
     if 2 * len(numbers) > len(present) and (real or len(set(numbers)) > 20):
         row = next(i for i, c in enumerate(cells) if not is_missing(c) and c not in set(numbers))
         raise DataError(
-            f"line {table.lines[row]}, {table.place(label)} is {cells[row]!r}, where "
+            f"line {table.lines[row]}, {table.place(label)} is {shown(cells[row])}, where "
             f"{len(numbers):,} of {len(present):,} labels are numbers; labels must be all numbers "
             "or all text"
         )
@@ -133,7 +144,7 @@ def _check_commas(table: Table, places: Sequence[int], commas: Sequence[int]) ->
         for place in of:
             for line, cell in zip(table.lines, table.columns[place], strict=True):
                 if mark in cell and not is_missing(cell):
-                    yield cell, f"line {line}, {table.place(place)} is {cell!r}"
+                    yield cell, f"line {line}, {table.place(place)} is {shown(cell)}"
 
     advice = "write numbers with a decimal point, and without marks between thousands"
     comma, where = next(cells(commas, ","))
@@ -155,7 +166,7 @@ def _text_among_numbers(table: Table, texts: Sequence[int], label: int | None) -
         for i, cell in enumerate(cells)
         if not is_missing(cell) and not _is_float(cell.replace(",", ".") if comma else cell)
     )
-    start = f"line {table.lines[i]}, {table.place(place)} is {cells[i]!r}, it must be a number"
+    start = f"line {table.lines[i]}, {table.place(place)} is {shown(cells[i])}, it must be a number"
     number = NUMBER.fullmatch(cells[i]) or re.fullmatch(r"[+-]?\d{1,3}([ _']\d{3})+.*", cells[i])
     if number:
         return f"{start} with a decimal point, and without marks between thousands"
@@ -194,7 +205,7 @@ def _check_finite(table: Table, x: Array, places: Sequence[int], label: int | No
     drop = f", or leave columns out with --drop {names}" if names else ""
     total = sum(count for count, _ in counts)
     raise DataError(
-        f"line {line}, {table.place(place)} is {cell!r}, {kind}; {counted(total, 'cell')} "
+        f"line {line}, {table.place(place)} is {shown(cell)}, {kind}; {counted(total, 'cell')} "
         f"without a finite number ({', '.join(each)}); fill {'them' if total > 1 else 'it'} or "
         f"delete the rows{drop}"
     )
@@ -203,6 +214,6 @@ def _check_finite(table: Table, x: Array, places: Sequence[int], label: int | No
 def _no_label(table: Table, place: int, rows: Sequence[int] | Array) -> str:
     cell = table.columns[place][rows[0]]
     return (
-        f"line {table.lines[rows[0]]} has no label: {table.place(place)} is {cell!r} "
+        f"line {table.lines[rows[0]]} has no label: {table.place(place)} is {shown(cell)} "
         f"({counted(len(rows), 'such row')}); delete such rows, or take another column with --label"
     )

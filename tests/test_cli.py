@@ -502,7 +502,7 @@ def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
         ("a,b\n1\n", "", "data.csv: line 2 has 1 column, line 1 has 2"),
         ("1,nan,0\n2,3,1\n", "", "data.csv: line 1, column 2 is 'nan', missing"),
         ("1,2,\n2,3,1\n", "", "data.csv: line 1 has no label"),
-        ("1,2,a\n3,4,a\n", "", "data.csv: every label is a; there must be two or more"),
+        ("1,2,a\n3,4,a\n", "", "data.csv: every label is 'a'; there must be two or more"),
         ("1,2,a\n3,4,b\n", "", "there are 2 examples, too few"),
         (
             "1,2,.5\n3,4,1\n",
