@@ -120,13 +120,13 @@ def matched(table: Table, trained: Columns) -> Columns:
     position else: all columns, those without the label, or the features alone.
     """
     count, label, features = len(table.columns), trained["label"], trained["features"]
-    names = table.names
+    names, what = table.names, ""
     if names is not None and trained["names"] is not None:
         wanted = [trained["names"][i] for i in features]
         missing = [name for name in wanted if name not in names]
         if missing:
             raise DataError(
-                f"it has no column {missing[0]!r}, a feature in training"
+                f"it has no column {missing[0] or 'without a name'!r}, a feature in training"
                 + (f" (nor {counted(len(missing) - 1, 'other')})" if len(missing) > 1 else "")
                 + f"; there are {listed(missing[0], names)}"
             )
@@ -137,11 +137,11 @@ def matched(table: Table, trained: Columns) -> Columns:
         place = names.index(title) if title in names else None
         features = [names.index(name) for name in wanted]
     elif count == trained["count"]:
-        place = label
+        place, what = label, "all"
     elif label is not None and count == trained["count"] - 1:
-        place, features = None, [i - (i > label) for i in features]
+        place, features, what = None, [i - (i > label) for i in features], "those without the label"
     elif count == len(features):
-        place, features = None, list(range(count))
+        place, features, what = None, list(range(count)), "the features"
     else:
         least = [] if len(features) + 1 >= trained["count"] else [trained["count"] - 1]
         numbers = [*least, trained["count"]]
@@ -149,5 +149,10 @@ def matched(table: Table, trained: Columns) -> Columns:
             f"it has {counted(count, 'column')}; it must have {len(features)}, the features, or "
             f"{' or '.join(map(str, numbers))} as the training data"
             + (" without and with the label" if least else " with the label")
+        )
+    if what and len(features) + (label is not None) < trained["count"]:
+        table.notes.append(
+            f"without names to find columns by, these {count} are taken for {what} of the "
+            f"training's {trained['count']}, in its order"
         )
     return {"names": names, "features": list(features), "label": place, "count": count}

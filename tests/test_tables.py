@@ -58,6 +58,7 @@ A, B = [[1, 2], [3, 4]], ["cat", "dog"]
         ("a\tb\tkind\r\n1\t2\tcat\r\n3\t4\tdog\r\n".encode("utf-16"), ["a", "b", "kind"], A, B),
         ('"a","b","kind"\n"1","2","cat"\n"3","4","dog"\n', ["a", "b", "kind"], A, B),
         ('1,2,"a, b"\n3,4,"c\nd"\n', None, A, ["a, b", "c\nd"]),
+        ('1,2,"a\n#b"\n3,4,dog\n', None, A, ["a\n#b", "dog"]),
         ('1;2;"say ""so"""\n3;4;5" pipe\n', None, A, ['say "so"', '5" pipe']),
         ("x;y\n1,5;0,25\n-2,5e1;3\n", ["x", "y"], [[1.5], [-25]], [0.25, 3]),
         ("x\ty\n0,500\t2,125\n3,125\t4,125\n", ["x", "y"], [[0.5], [3.125]], [2.125, 4.125]),
@@ -544,9 +545,16 @@ def test_columns_are_found_by_name_or_by_position(houses, predicted):
     every, err = predicted("town,price,extra,age,area\nUlm,7,3,-.5,1.5\n")
     assert "note: left out, as not known from training: extra\n" in err
     assert re.search(r"^RMSE \d+(\.\d+)?\n", err, re.M)  # of one label there is no R²
-    for text in ("7;1,5;;-0,5;Ulm\n", "7,1.5,-.5,Ulm\n", "1.5,-.5\n", "area\tage\n1.5\t-.5"):
+    for text, what in (
+        ("7;1,5;;-0,5;Ulm\n", "these 5 are taken for all of the training's 5, in its order"),
+        ("7,1.5,-.5,Ulm\n", "these 4 are taken for those without the label of the training's 5"),
+        ("1.5,-.5\n", "these 2 are taken for the features of the training's 5"),
+        ("area\tage\n1.5\t-.5", ""),
+    ):
         other, err = predicted(text)
         assert other == named, text
+        assert what in err
+        assert err or not what
     assert every == named
 
 
