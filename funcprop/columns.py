@@ -79,7 +79,7 @@ def place_of(table: Table, which: str | int, option: str) -> int:
     """The place of a column, from 0, given its name or its number, from 1 or negative."""
     names, count = table.names or [], len(table.columns)
     number = which if isinstance(which, int) else None
-    if isinstance(which, str) and WHOLE.fullmatch(which):
+    if isinstance(which, str) and WHOLE.fullmatch(which) and len(which) < 10:
         number = int(which)
     if isinstance(which, str) and which in names:
         place = names.index(which)

@@ -179,7 +179,7 @@ def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]
             else:
                 yield " ".join(line.split()) + "\n" if delimiter == " " else line
 
-    reader = csv.reader(prepared(), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(prepared(), delimiter=delimiter, skipinitialspace=delimiter != " ")
     begin = 1
     try:
         for row in reader:

@@ -24,6 +24,7 @@ from .tables import (
 
 Array = np.ndarray
 LARGEST = 1e30  # of a number: its square, and sums of these, are far from the largest float64
+LONGEST = 200  # characters of a label; more are no name of a class
 TEXT_TOO = {"none", "-", "--", "."}  # what may be missing, but is a class among labels of text
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
@@ -53,6 +54,12 @@ def values(table: Table, columns: Columns, as_text: bool = False) -> tuple[Array
     empty = [i for i, c in enumerate(cells) if is_missing(c) and c.casefold() not in TEXT_TOO]
     if empty:
         raise DataError(_no_label(table, label, empty))
+    for line, cell in zip(table.lines, cells, strict=True):
+        if len(cell) > LONGEST:
+            raise DataError(
+                f"line {line}, {table.place(label)} has {len(cell):,} characters, a label must "
+                f"have {LONGEST} or fewer; take another column with --label"
+            )
     return _numbers(table, features, label), np.array(cells)
 
 
@@ -63,11 +70,11 @@ def _kind(table: Table, label: int) -> str:
         if any(re.fullmatch(r"[+-]?0\d+", cell) for cell in cells):
             return "text"  # 007 is a code
         for line, cell in zip(table.lines, cells, strict=True):
-            if not -(2**63) <= int(cell) < 2**63:
+            if len(cell) > 20 or not -(2**63) <= int(cell) < 2**63:
                 raise DataError(
-                    f"line {line}, {table.place(label)}: the label {cell} is beyond the whole "
-                    "numbers of 64 bits; write it with a letter if it names a class, as "
-                    f"{int(cell):.6e} if it is a quantity"
+                    f"line {line}, {table.place(label)}: the label {shown(cell)} is beyond the "
+                    "whole numbers of 64 bits; write it with a letter if it names a class, with a "
+                    "decimal point if it is a quantity"
                 )
         return "whole"
     present = [cell for cell in cells if not is_missing(cell)]

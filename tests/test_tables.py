@@ -222,8 +222,10 @@ def test_names_or_none(written, content, header, names, rows):
         ("1,2,0.5\n1,2,\n1,2,?\n", r"line 2 has no label: column 3 is '' \(2 such rows\)"),
         ("1,2,0.5\n1,2,inf\n", "line 2, column 3 is 'inf', infinite"),
         ("1,0.5\n1,1.5\n1,oops\n", "line 3, column 2 is 'oops', where 2 of 3 labels are numbers"),
-        ("1,9223372036854775808\n2,1\n", "line 1, column 2: the label 9223372036854775808 is bey"),
-        ("1,-9223372036854775809\n2,1\n", "line 1, column 2: the label -9223372036854775809 is b"),
+        ("1,9223372036854775808\n2,1\n", "line 1, column 2: the label '9223372036854775808' is b"),
+        ("1,-9223372036854775809\n2,1\n", "line 1, column 2: the label '-9223372036854775809' is "),
+        (f"1,{'9' * 5000}\n2,1\n", "the label '9999.*' is beyond the whole numbers of 64 bits"),
+        (f"1,{'cat ' * 60}\n2,dog\n", "line 1, column 2 has 239 characters, a label must have 200"),
     ],
 )
 def test_what_is_refused(written, content, message):
@@ -231,7 +233,8 @@ def test_what_is_refused(written, content, message):
 
 
 def test_the_error_of_one_delimiter_is_not_that_of_another(written):
-    # With most separators no line is like another; the one with a slip in one line is taken.
+    # The delimiter is the one by which most lines are alike, whatever they hold.
+    assert tables.read(written("a;1,u\nb,v\nc;3,w\n")).delimiter == ","
     refused(written("a;b;c\n1;2;3\n1;2\n4;5;6\n"), "line 3 has 2 columns, line 1 has 3")
 
 
