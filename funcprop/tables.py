@@ -72,6 +72,9 @@ def read(
             that stand twice, no rows.
     """
     text = list(io.StringIO(_text(path), newline=""))
+    if text and (found := re.fullmatch(r"sep=(.)\s*", text[0])):  # Excel's own line
+        text[0] = "\n"
+        delimiter = delimiter or found[1]
     if delimiter is None:
         delimiter = _found(text)
     rows, empty, comments = [], [], []

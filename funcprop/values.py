@@ -176,17 +176,16 @@ def _text_among_numbers(table: Table, texts: Sequence[int], label: int | None) -
     start = f"line {table.lines[i]}, {table.place(place)} is {shown(cells[i])}, it must be a number"
     number = NUMBER.fullmatch(cells[i]) or re.fullmatch(r"[+-]?\d{1,3}([ _']\d{3})+.*", cells[i])
     if number:
-        return f"{start} with a decimal point, and without marks between thousands"
+        start += " with a decimal point, and without marks between thousands"
     features = [place for place in texts if place != label]
     if not features:
         return start
     names = " ".join(argument(table.names, place) for place in features)
-    more = counted(len(features) - 1, "column")
-    hint = f"; so has {more} more" if len(features) == 2 else f"; so have {more} more"
-    return (
-        f"{start}{hint if len(features) > 1 else ''}; leave out what is text with --drop {names}, "
-        "or write it as numbers"
+    more = len(features) - 1
+    also = (
+        f" ({counted(more, 'more column')} {'has' if more == 1 else 'have'} text)" if more else ""
     )
+    return f"{start}; write it so, or leave it out with --drop {names}{also}"
 
 
 def _check_finite(table: Table, x: Array, places: Sequence[int], label: int | None) -> None:
