@@ -66,30 +66,29 @@ def values(table: Table, columns: Columns, as_text: bool = False) -> tuple[Array
 def _kind(table: Table, label: int) -> str:
     """Whether a column's labels are whole numbers, real ones, or text."""
     cells = table.columns[label]
-    if all(map(WHOLE.fullmatch, cells)):
-        if any(re.fullmatch(r"[+-]?0\d+", cell) for cell in cells):
-            return "text"  # 007 is a code
-        for line, cell in zip(table.lines, cells, strict=True):
-            if len(cell) > 20 or not -(2**63) <= int(cell) < 2**63:
-                raise DataError(
-                    f"line {line}, {table.place(label)}: the label {shown(cell)} is beyond the "
-                    "whole numbers of 64 bits; write it with a letter if it names a class, with a "
-                    "decimal point if it is a quantity"
-                )
-        return "whole"
     present = [cell for cell in cells if not is_missing(cell)]
-    numbers = [cell for cell in present if NUMBER.fullmatch(cell) or _is_float(cell)]
-    if len(numbers) == len(present):
+    numbers = {cell for cell in present if NUMBER.fullmatch(cell) or _is_float(cell)}
+    whole = {cell for cell in numbers if WHOLE.fullmatch(cell)}
+    if not numbers.issuperset(present):
+        count = sum(cell in numbers for cell in present)
+        if 2 * count > len(present) and (len(numbers) > 20 or whole != numbers):
+            row = next(i for i, c in enumerate(cells) if not is_missing(c) and c not in numbers)
+            raise DataError(
+                f"line {table.lines[row]}, {table.place(label)} is {shown(cells[row])}, where "
+                f"{count:,} of {len(present):,} labels are numbers; labels must be all numbers or "
+                "all text"
+            )
+        return "text"
+    for line, cell in zip(table.lines, cells, strict=True):
+        if cell in whole and (len(cell) > 20 or not -(2**63) <= int(cell) < 2**63):
+            raise DataError(
+                f"line {line}, {table.place(label)}: the label {shown(cell)} is beyond the whole "
+                "numbers of 64 bits; write it with a letter if it names a class, with a decimal "
+                "point if it is a quantity"
+            )
+    if not whole.issuperset(cells):
         return "real"
-    real = not all(map(WHOLE.fullmatch, numbers))
-    if 2 * len(numbers) > len(present) and (real or len(set(numbers)) > 20):
-        row = next(i for i, c in enumerate(cells) if not is_missing(c) and c not in set(numbers))
-        raise DataError(
-            f"line {table.lines[row]}, {table.place(label)} is {shown(cells[row])}, where "
-            f"{len(numbers):,} of {len(present):,} labels are numbers; labels must be all numbers "
-            "or all text"
-        )
-    return "text"
+    return "text" if any(re.fullmatch(r"[+-]?0\d+", cell) for cell in whole) else "whole"
 
 
 def _is_float(cell: str) -> bool:

@@ -226,6 +226,7 @@ def test_names_or_none(written, content, header, names, rows):
         ("1,0.5\n1,1.5\n1,oops\n", "line 3, column 2 is 'oops', where 2 of 3 labels are numbers"),
         ("1,9223372036854775808\n2,1\n", "line 1, column 2: the label '9223372036854775808' is b"),
         ("1,-9223372036854775809\n2,1\n", "line 1, column 2: the label '-9223372036854775809' is "),
+        ("1,0.5\n2,9223372036854775808\n", "line 2, column 2: the label '9223372036854775808' "),
         (f"1,{'9' * 5000}\n2,1\n", "the label '9999.*' is beyond the whole numbers of 64 bits"),
         (f"1,{'cat ' * 60}\n2,dog\n", "line 1, column 2 has 239 characters, a label must have 200"),
     ],
@@ -668,4 +669,19 @@ def test_the_picture_of_a_regression_shows_prediction_against_truth():
     assert equal.get_xydata().tolist() == [[1, 1], [4, 4]]
     assert axes.get_xlabel() == "true price ($ of $1,000)"
     assert axes.get_ylabel() == "predicted price ($ of $1,000)"
-    figure.savefig(io.BytesIO())  # no formula is looked for between the two signs
+    # No formula is looked for between two dollar signs.
+    assert not axes.xaxis.label.get_parse_math()
+    assert not axes.yaxis.label.get_parse_math()
+    figure.savefig(io.BytesIO())
+
+
+def test_names_of_classes_are_no_formulas():
+    figure = Figure()
+    classes, labels = ["under $10", "$10 to $20"], np.array([0, 1, 1])
+    pictures.confusion(figure, classes=classes, labels=labels, predictions=labels)
+    figure.savefig(io.BytesIO())
+    (axes,) = figure.axes
+    for name in ("x", "y"):
+        texts = getattr(axes, f"get_{name}ticklabels")()
+        assert [text.get_text() for text in texts] == classes
+        assert not any(text.get_parse_math() for text in texts)
