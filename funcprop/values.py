@@ -108,7 +108,7 @@ def _numbers(table: Table, places: Sequence[int], label: int | None) -> Array:
         if found is None and table.delimiter != ",":
             found = _floats([cell.replace(",", ".") for cell in filled])
             commas += [] if found is None else [place]
-        if found is None and place != label:
+        if found is None:
             found = _truths(table, place, filled)
         if found is None:
             texts.append(place)

@@ -469,10 +469,10 @@ def test_a_likely_id_is_named_and_kept(written, capsys):
 
 def test_other_oddities_are_named(written, capsys):
     lines = [f"{i * i},5,{'Rose' if i % 2 else 'rose'}" for i in range(20)]
-    data(written("\n".join(["a,b,kind", *lines, "3,5,lily"]) + "\n"))
+    data(written("\n".join(["a,b,kind", *lines, "3,5,lily", "7,5,ash", "8,5,ash"]) + "\n"))
     assert notes(capsys.readouterr().out) == [
         'column 2 "b" does not vary, and can tell nothing',
-        "fewer than 3 rows of lily: all of them are trained on, the test has none",
+        "fewer than 3 rows of ash, lily: all of them are trained on, the test has none",
         "classes 'Rose' and 'rose' differ in upper and lower case only",
     ]
 
@@ -618,18 +618,19 @@ def test_a_run_with_other_columns_is_damaged(houses, tmp_path, capsys):
 
 def test_labels_that_the_network_does_not_know_are_counted(written, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "_draw", lambda *arguments: False)
-    text = table(["rose", "lily", "7"] * 10)
+    text = table(["rose", "7.50", "7"] * 10)
     out = str(tmp_path / "run")
     words = ["train", "--sizes", "--epochs", "1", "--quiet", "--out", out, str(written(text))]
     assert cli.main(words) == 0
-    new = "size,kind\n1,tulip\n2,aster\n3,rose\n4,7.0\n"
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["loss"].startswith("softmax")
+    new = "size,kind\n1,tulip\n2,aster\n3,rose\n4,7.0\n5,7.50\n"
     capsys.readouterr()
     assert cli.main(["predict", out, str(written(new))]) == 0
     captured = capsys.readouterr()
-    right = int(captured.out.splitlines()[2] == "rose") + int(captured.out.splitlines()[3] == "7")
+    right = sum(map(str.__eq__, captured.out.splitlines()[2:], ["rose", "7", "7.50"]))
     assert captured.err.splitlines()[-2:] == [
-        f"accuracy {25 * right}.00 % ({right} of 4)",
-        "note: 2 of 4 labels are no class of the network (aster, tulip); they count as wrong",
+        f"accuracy {20 * right}.00 % ({right} of 5)",
+        "note: 2 of 5 labels are no class of the network (aster, tulip); they count as wrong",
     ]
     assert cli.main(["predict", out, str(written("size,kind\n1,\n2,\n"))]) == 0
     assert capsys.readouterr().err == 'note: column 2 "kind" is empty, there are no labels\n'
