@@ -618,7 +618,7 @@ def test_a_run_with_other_columns_is_damaged(houses, tmp_path, capsys):
 
 def test_labels_that_the_network_does_not_know_are_counted(written, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "_draw", lambda *arguments: False)
-    text = table(["rose", "7.50", "7"] * 10)
+    text = table(["rose", "lily", "7.50", "7"] * 8)
     out = str(tmp_path / "run")
     words = ["train", "--sizes", "--epochs", "1", "--quiet", "--out", out, str(written(text))]
     assert cli.main(words) == 0
