@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import read
+from .data_files import read
 from .tables import DataError as DataError
 
 Array = np.ndarray

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .files import Examples
+from .data_files import Examples
 from .tables import DataError, argument, shown
 
 Array = np.ndarray

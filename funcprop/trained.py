@@ -19,7 +19,7 @@ import numpy as np
 from . import __version__
 from .checking import catalogue
 from .columns import Columns, check_columns
-from .files import read_as
+from .data_files import read_as
 from .layer import Layer
 from .mlp import Params, mlp
 

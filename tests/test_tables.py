@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from funcprop import cli, columns, datasets, files, pictures, runs, tables, tasks
+from funcprop import cli, columns, datasets, data_files, pictures, runs, tables, tasks
 from funcprop.datasets import DataError
 
 HERE = Path(__file__).parent
