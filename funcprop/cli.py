@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn
 
-from . import __version__, checks, runs, trained
+from . import __version__, checks, data_files, runs, tables, tasks, trained
 from .datasets import DataError
 from .files import CommandError, uninterrupted
 from .layer import LayerError
@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str], out: _Stream) -> int:
     """Runs a command; what is wrong with it becomes a line and an exit code."""
+    if words[0] not in ("train", "predict", "check") and os.path.isfile(words[0]):
+        message = f"{words[0]} is a file; train on it with funcprop train {words[0]}"
+        print(f"funcprop: {message}", file=sys.stderr)
+        return 2
     try:
         args = _parser().parse_args(words)
         # A command that writes no file has nothing to do when nobody reads.
@@ -207,13 +211,34 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=runs.train)
     add = parser.add_argument
     add(
-        "--data",
+        "file",
+        nargs="?",
         metavar="FILE",
-        help=".npz with arrays x and y, or .csv with the label in its last column; features are "
-        "standardised. A target of real numbers, or of more than "
-        f"{runs.FEW_VALUES} whole ones, is fitted as such where the loss is "
-        f"{_listed(runs.REGRESSION)}. Default: the digits that come with funcprop",
+        help=f"a table of text ({_listed(data_files.TEXT)}), or .npz with arrays x and y; features are "
+        "standardised. Default: the digits that come with funcprop",
     )
+    add("--data", metavar="FILE", help="the same as FILE")
+    add(
+        "--label",
+        metavar="COLUMN",
+        help="what to predict: a column's name, or its number from 1, or from the end, -1 the last."
+        " Default: -1",
+    )
+    add(
+        "--drop",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns to leave out, by names or numbers",
+    )
+    add(
+        "--task",
+        choices=tasks.TASKS,
+        metavar="TASK",
+        help=f"{_listed(tasks.TASKS)}. Default: classification if the labels are text or booleans, "
+        f"or whole numbers with at most {tasks.FEW_VALUES} distinct values or at least "
+        f"{tasks.ROWS_A_VALUE} rows a value; else regression",
+    )
+    _table_options(parser)
     add(
         "--sizes",
         type=_whole,
@@ -224,7 +249,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, choices, default in (
         ("activation", trained.ACTIVATIONS, "relu"),
-        ("loss", runs.LOSSES, "softmax_cross_entropy"),
+        ("loss", runs.LOSSES, None),
         ("optimizer", runs.OPTIMIZERS, "adam"),
     ):
         add(
@@ -232,7 +257,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
             choices=choices,
             default=default,
             metavar="NAME",
-            help=f"{_listed(choices)}. Default: {default}",
+            help=f"{_listed(choices)}. Default: "
+            + (default or "softmax_cross_entropy, mean_squared_error in regression"),
         )
     rates = [f"{rate:g} for {name}" for name, (_, rate) in runs.OPTIMIZERS.items()]
     add(
@@ -267,9 +293,27 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help=".npz with an array x, or .csv; with labels where there are some (y, the last column)",
+        help="a table like the one of the training, its columns in any order if they have names, "
+        "or .npz with an array x; with labels or without",
     )
+    _table_options(parser)
     parser.add_argument("--out", metavar="FILE", help="write the predictions there")
+
+
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="CHAR",
+        help=f"between two columns: a character, or {_listed(tables.DELIMITERS)} (any run of "
+        "them). Default: found",
+    )
+    parser.add_argument(
+        "--header",
+        type=_yes_or_no,
+        metavar="yes|no",
+        help="whether the first line holds names. Default: yes if it holds no number",
+    )
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:
@@ -308,6 +352,19 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
 
 def _listed(words: Any) -> str:
     return ", ".join(words)
+
+
+def _delimiter(text: str) -> str:
+    try:
+        return tables.delimiter_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be yes or no")
+    return text == "yes"
 
 
 def _whole(text: str) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-from . import datasets
+from . import data_files, datasets, tasks
 from .checking.models import check_model
 from .evaluation import accuracy
 from .files import CommandError, to_json
@@ -53,7 +53,6 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {  # with its usual le
     "muon": (optax.contrib.muon, 0.01),
     "lbfgs": (optax.lbfgs, 1.0),
 }
-FEW_VALUES = 20  # a target of more whole numbers than that is a quantity, where the loss allows it
 COMPARED = 1024  # examples of the comparison with jax.grad, at most
 
 
@@ -62,8 +61,13 @@ COMPARED = 1024  # examples of the comparison with jax.grad, at most
 
 def train(args: argparse.Namespace) -> int:
     """``funcprop train``: prints how it goes and writes the run's folder."""
+    if args.file is not None and args.data is not None:
+        raise CommandError(f"there are two files, {args.file} and --data {args.data}; give one")
+    args.data = args.data or args.file
     name = "digits" if args.data is None else Path(args.data).stem
     meaning, training, test = _data(args)
+    if args.loss is None:
+        args.loss = "softmax_cross_entropy" if meaning.classes else "mean_squared_error"
     folder = Path(args.out or Path("runs") / name)
     check_writable(folder)
     outputs = 1 if meaning.classes is None else len(meaning.classes)
@@ -117,31 +121,44 @@ def train(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace) -> tuple[Meaning, datasets.Pair, datasets.Pair]:
     """What the data means, and its two parts with labels as indices of classes."""
-    x, y = datasets.digits() if args.data is None else datasets.load(args.data)
-    assert y is not None
-    values = np.unique(y)
-    if len(values) < 2:
-        raise CommandError(f"{args.data}: every label is {values[0]}; two or more are due")
-    numbers = y.dtype.kind in "if"
-    whole = numbers and bool((y == np.round(y)).all())
-    classes: list[Any] | None = None
-    if numbers and args.loss in REGRESSION and (not whole or len(values) > FEW_VALUES):
-        y = y.astype(np.float64)
-    elif numbers and not whole:
-        raise CommandError(
-            f"{args.data}: its labels are real numbers, --loss {args.loss} takes classes; use "
-            f"--loss {' or '.join(REGRESSION)}"
-        )
+    if args.data is None:
+        for option in ("task", "label", "drop", "delimiter", "header"):
+            if getattr(args, option) is not None:
+                raise CommandError(
+                    f"--{option} is for a file of your own: funcprop train FILE --{option} ..."
+                )
+        examples = data_files.Examples(*datasets.digits(), None, [])
     else:
-        classes = (values.astype(np.int64) if whole else values).tolist()
-        y = np.searchsorted(values, y)
+        label = -1 if args.label is None else args.label
+        examples = data_files.read(
+            args.data,
+            label=label,
+            drop=args.drop or (),
+            delimiter=args.delimiter,
+            header=args.header,
+        )
+    assert examples.y is not None
+    x, y = examples.x, examples.y
+    classes: list[Any] | None = None
+    try:
+        task, why = tasks.decided(y, args.task, args.loss)
+        if args.data is not None:
+            print(tasks.first_line(Path(args.data).name, examples, task, why))
+            for note in [*examples.notes, *tasks.oddities(examples, task)]:
+                print(f"note: {note}", flush=True)
+        if task == tasks.CLASSIFICATION:
+            classes, y = tasks.classes_of(y, examples.label)
+    except datasets.DataError as error:
+        raise CommandError(f"{args.data}: {error}") from None
+    if classes is None:
+        y = y.astype(np.float64)
     train, test = datasets.split(x, y, seed=args.seed)
 
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if args.data is not None:
         mean, scale = train[0].mean(axis=0), train[0].std(axis=0)
-        scale[scale <= 1e-12 * np.abs(mean)] = 1  # the same number everywhere, but for rounding
-    meaning = Meaning(mean, scale, 0.0, classes)
+        scale[tasks.is_constant(mean, scale)] = 1
+    meaning = Meaning(mean, scale, 0.0, classes, columns=examples.columns)
     meaning = meaning._replace(reach=float(np.abs(meaning.inputs(train[0])).max()))
     if classes is None:
         spread = float(train[1].std()) or 1.0
@@ -182,8 +199,11 @@ def _fitted(
             return found | {"r2": 1 - jnp.mean((prediction - batch[1]) ** 2)}
         return found | {"accuracy": jnp.mean(accuracy(prediction, batch[1]))}
 
+    def mse(prediction, target):
+        return jnp.mean((prediction - target) ** 2, axis=1)
+
     def r2(prediction, target):
-        return 1 - jnp.mean((prediction - target) ** 2, axis=1) / variance
+        return 1 - mse(prediction, target) / variance
 
     with _Progress(args.epochs, size, args.quiet) as progress:
         state, history = fit(
@@ -195,13 +215,17 @@ def _fitted(
             epochs=args.epochs,
             batch_size=None if batch_size == size else batch_size,
             validation=held_out,
-            scores={"r2": r2} if of_numbers else {"accuracy": accuracy},
+            scores={"r2": r2, "mse": mse} if of_numbers else {"accuracy": accuracy},
             metrics=metrics,
             callback=lambda state, history: progress.show(_row(history, -1)),
         )
     if "stopped" in history:
         raise CommandError(f"stopped: {history['stopped']}; try a smaller --learning-rate", code=1)
-    return state.params, [_row(history, epoch) for epoch in range(args.epochs)]
+    rows = [_row(history, epoch) for epoch in range(args.epochs)]
+    if of_numbers:
+        for row, error in zip(rows, history["validation_mse"], strict=True):
+            row["test_rmse"] = meaning.target_scale * math.sqrt(error)
+    return state.params, rows
 
 
 def _delta_size(site: Any, inputs: Any, delta: jax.Array) -> jax.Array:
@@ -286,7 +310,8 @@ def _draw(file, title, args, meaning, rows, report, test, answers) -> bool:
     if args.data is None:
         last = partial(pictures.digits, x=test[0], labels=test[1], predictions=answers)
     elif meaning.classes is None:
-        last = partial(pictures.regression, targets=test[1], predictions=answers)
+        label = data_files.label_name(meaning.columns)
+        last = partial(pictures.regression, targets=test[1], predictions=answers, label=label)
     else:
         last = partial(
             pictures.confusion, classes=meaning.classes, labels=test[1], predictions=answers

@@ -10,7 +10,7 @@ import reprlib
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import __version__, datasets, run_folder
+from . import __version__, run_folder
 from .checking import catalogue
+from .columns import Columns, check_columns
+from .data_files import read_as
 from .files import CommandError, write_file
 from .layer import Layer
 from .losses import (
@@ -58,6 +60,7 @@ class Meaning(NamedTuple):
         reach: the largest |(x - mean)/scale| in training.
         classes: what each output is a score of; ``None`` where the one output is a number,
         target_mean, target_scale: scaled as the features are.
+        columns: of the table that it was trained on; ``None`` where that was no table.
     """
 
     mean: np.ndarray
@@ -66,6 +69,7 @@ class Meaning(NamedTuple):
     classes: list[Any] | None
     target_mean: float = 0.0
     target_scale: float = 1.0
+    columns: Columns | None = None
 
     def inputs(self, x: np.ndarray, of: str = "") -> np.ndarray:
         """What the network sees; ``of`` begins the message where that fails.
@@ -101,8 +105,9 @@ class Meaning(NamedTuple):
     def result(self, y: np.ndarray, answers: np.ndarray) -> str:
         """How good the answers are, in words."""
         if self.classes is None:
-            spread = float(np.mean((y - y.mean()) ** 2))
-            return f"R² {1 - np.mean((answers - y) ** 2) / (spread or 1.0):.4f}"
+            spread, error = float(np.var(y)), float(np.mean((answers - y) ** 2))
+            r2 = f"R² {1 - error / spread:.4f}, " if spread else ""  # of one number there is none
+            return f"{r2}RMSE {math.sqrt(error):.6g}"
         right = int((answers == y).sum())
         return f"accuracy {100 * right / len(y):.2f} % ({right:,} of {len(y):,})"
 
@@ -164,6 +169,14 @@ def _are_classes(value: Any, outputs: int, loss: str) -> bool:
     )
 
 
+def _are_columns(value: Any, features: int) -> bool:
+    try:
+        check_columns(value, features)
+    except ValueError:
+        return False
+    return True
+
+
 # Each field of model.json: what it must be, and whether it is, given it and all fields.  A field
 # may rely on those above it.
 FIELDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -190,6 +203,10 @@ FIELDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     ),
     "target_mean": ("a finite number", lambda v, d: _is_number(v)),
     "target_scale": ("a finite number above 0", lambda v, d: _is_number(v, above=0)),
+    "columns": (
+        "null, or the names, features, label and count of the columns of a table",
+        lambda v, d: _are_columns(v, d["sizes"][0]),
+    ),
 }
 
 
@@ -289,7 +306,17 @@ def predict(args: argparse.Namespace) -> int:
     if args.out is None and sys.stdout is None:
         raise CommandError("standard output is closed; give --out FILE")
     model, params, meaning = load(Path(args.folder))
-    x, y = datasets.load(args.file, features=len(meaning.mean))
+    classified = meaning.classes is not None
+    x, y, _, notes = read_as(
+        args.file,
+        meaning.columns,
+        len(meaning.mean),
+        as_text=classified,
+        delimiter=args.delimiter,
+        header=args.header,
+    )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     inputs = meaning.inputs(x, f"{args.file}: ")
     reach = float(np.abs(inputs).max())
     if reach > 10 * meaning.reach:
@@ -318,12 +345,16 @@ def predict(args: argparse.Namespace) -> int:
     else:
         write_file(args.out, text)
     if y is not None:
-        if meaning.classes is not None:
+        if classified:
             known = {name: i for i, name in enumerate(names)}
-            y = np.array([known.get(_name(label), -1) for label in y])
+            labels, y = y, np.array([known.get(_name(label, known), -1) for label in y])
+            print(meaning.result(y, answers), file=sys.stderr)
+            if (y < 0).any():
+                print(_unknown(labels[y < 0], len(y)), file=sys.stderr)
         elif y.dtype.kind not in "if":
-            raise CommandError(f"{args.file}: its labels are no numbers")
-        print(meaning.result(y, answers), file=sys.stderr)
+            raise CommandError(f"{args.file}: its labels are {str(y[0])!r}, they must be numbers")
+        else:
+            print(meaning.result(y, answers), file=sys.stderr)
     return 0
 
 
@@ -336,7 +367,23 @@ def not_finite(prediction: Any, answers: np.ndarray) -> int | None:
     return None if finite.all() else int(np.argmin(finite))
 
 
-def _name(label: Any) -> str:
+def _unknown(labels: np.ndarray, of: int) -> str:
+    names = sorted(map(str, set(labels.tolist())))
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"note: {len(labels):,} of {of:,} labels are no class of the network ({shown}); they count "
+        "as wrong"
+    )
+
+
+def _name(label: Any, known: Container[str]) -> str:
     """A label as a class is named: whole numbers without a point."""
-    whole = isinstance(label, (float, np.floating)) and math.isfinite(label) and label == int(label)
-    return str(int(label) if whole else label)
+    if isinstance(label, (bool, np.bool_)):
+        return str(int(label))
+    if str(label) in known:
+        return str(label)
+    try:
+        number = float(label)
+    except ValueError:
+        return str(label)
+    return str(int(number) if number.is_integer() else number)
