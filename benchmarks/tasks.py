@@ -71,7 +71,7 @@ def found() -> list[Found]:
             lines = [[*row, label] for row, label in zip(x.tolist(), y.tolist(), strict=True)]
             text = "".join(",".join(map(str, line)) + "\n" for line in [names, *lines])
             path.write_text(text, encoding="utf-8")
-            labels = files.read(path).y
+            labels = data_files.read(path).y
             assert labels is not None
             rows.append(Found(name, len(y), task, *tasks.task_of(labels)))
     return rows

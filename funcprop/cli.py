@@ -214,8 +214,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         "file",
         nargs="?",
         metavar="FILE",
-        help=f"a table of text ({_listed(data_files.TEXT)}), or .npz with arrays x and y; features are "
-        "standardised. Default: the digits that come with funcprop",
+        help=f"a table of text ({_listed(data_files.TEXT)}), or .npz with arrays x and y; features "
+        "are standardised. Default: the digits that come with funcprop",
     )
     add("--data", metavar="FILE", help="the same as FILE")
     add(

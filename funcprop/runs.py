@@ -34,7 +34,6 @@ from .sweep import value_and_backprop
 from .trained import (
     ACTIVATIONS,
     LOSSES,
-    REGRESSION,
     Meaning,
     described,
     not_finite,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from funcprop import cli, columns, datasets, data_files, pictures, runs, tables, tasks
+from funcprop import cli, columns, data_files, datasets, pictures, runs, tables, tasks
 from funcprop.datasets import DataError
 
 HERE = Path(__file__).parent
@@ -31,7 +31,7 @@ def written(tmp_path):
 
 def refused(path, message, **options):
     with pytest.raises(DataError) as caught:
-        files.read(path, **options)
+        data_files.read(path, **options)
     assert re.search(message, str(caught.value)), caught.value
     assert str(caught.value).startswith(f"{path}: ")
     assert " due" not in str(caught.value)
@@ -72,7 +72,7 @@ A, B = [[1, 2], [3, 4]], ["cat", "dog"]
     ],
 )
 def test_what_is_read(written, content, names, x, y):
-    found = files.read(written(content))
+    found = data_files.read(written(content))
     assert found.columns["names"] == names
     assert found.x.tolist() == x
     assert found.y.tolist() == y
@@ -100,30 +100,30 @@ def test_what_csv_writes_is_read_again(tmp_path, delimiter):
             if seed % 5:
                 writer.writerow([*(f"x {i}" for i in range(d)), "kind"])
             writer.writerows(rows)
-        found = files.read(path)
+        found = data_files.read(path)
         assert found.x.tolist() == x.tolist(), seed
         assert found.y.tolist() == [row[-1] for row in rows], seed
 
 
 def test_suffixes_in_any_case_and_given_delimiters(written):
     for suffix in ("CSV", "tsv", "TXT", "dat", "data"):
-        assert files.read(written("1,2,cat\n3,4,dog\n", f"data.{suffix}")).x.tolist() == A
+        assert data_files.read(written("1,2,cat\n3,4,dog\n", f"data.{suffix}")).x.tolist() == A
     # Of two ways to read a file the given one is taken.
     path = written("1;2,3\n4;5,6\n")
-    assert files.read(path).x.tolist() == [[1], [4]]
-    assert files.read(path, delimiter=";").y.tolist() == [2.3, 5.6]
+    assert data_files.read(path).x.tolist() == [[1], [4]]
+    assert data_files.read(path, delimiter=";").y.tolist() == [2.3, 5.6]
     refused(path, "column 1 is '1;2', it must be a number", delimiter=",")
 
 
 def test_features_that_are_true_or_false(written):
     text = "smoker,paid,kind\nTrue,no,cat\nfalse,YES,dog\n"
-    found = files.read(written(text))
+    found = data_files.read(written(text))
     assert found.x.tolist() == [[1, 0], [0, 1]]
     assert found.notes == [
         'column 1 "smoker": true and false are read as 1 and 0',
         'column 2 "paid": yes and no are read as 1 and 0',
     ]
-    assert files.read(written("true,no,cat\nfalse,yes,dog\n")).x.tolist() == [[1, 0], [0, 1]]
+    assert data_files.read(written("true,no,cat\nfalse,yes,dog\n")).x.tolist() == [[1, 0], [0, 1]]
     refused(written("a,k\ntrue,x\n,y\n"), "line 3, column 1 \"a\" is '', missing")
     refused(written("a,k\ntrue,x\nno,y\n"), "line 2, column 1 \"a\" is 'true', it must be a number")
 
@@ -146,7 +146,7 @@ def test_features_that_are_true_or_false(written):
     ],
 )
 def test_what_is_taken_for_what_is_said(written, content, note):
-    assert files.read(written(content)).notes == [note]
+    assert data_files.read(written(content)).notes == [note]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_what_is_taken_for_what_is_said(written, content, note):
     ],
 )
 def test_names_or_none(written, content, header, names, rows):
-    found = files.read(written(content), header=header)
+    found = data_files.read(written(content), header=header)
     assert found.columns["names"] == names
     assert len(found.x) == rows
 
@@ -274,7 +274,7 @@ NAMED = "id,size,3,price\n1,2.5,4,10\n2,3.5,5,20\n"
     ],
 )
 def test_columns_by_name_or_number(written, label, drop, features, place):
-    found = files.read(written(NAMED), label=label, drop=drop, header=True)
+    found = data_files.read(written(NAMED), label=label, drop=drop, header=True)
     assert found.columns["features"] == features
     assert found.columns["label"] == place
     assert (found.y is None) == (label is None)
@@ -282,10 +282,10 @@ def test_columns_by_name_or_number(written, label, drop, features, place):
 
 def test_a_name_wins_over_a_number_and_that_is_said(written):
     text = "3,size,price\n1,2.5,10\n2,3.5,20\n"
-    assert files.read(written(text), label="3", header=True).notes == [
+    assert data_files.read(written(text), label="3", header=True).notes == [
         "--label 3 is the name of column 1, not taken for a number"
     ]
-    assert files.read(written(text), label="2", header=True).notes == []
+    assert data_files.read(written(text), label="2", header=True).notes == []
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ def test_columns_are_found_by_name_or_by_position(houses, predicted):
 )
 def test_names_that_are_numbers_are_known_from_training(written, names, text, taken, rows):
     trained = {"names": names, "features": [0, 1], "label": 2, "count": 3}
-    found = files.read_as(written(text), trained, 2, as_text=False)
+    found = data_files.read_as(written(text), trained, 2, as_text=False)
     assert found.columns["names"] == taken
     assert len(found.x) == rows
 
