@@ -414,9 +414,8 @@ def test_a_curve_is_fitted_and_predicted_in_its_own_units(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("1e39", "row 2, column 3 is 1e+39, too large for float32 once it is scaled"),
-        ("-1e308", "row 2, column 3 is -1e+308, too large"),
-        ("3e38", "the prediction of row 2 is not finite; are its features in the units"),
+        ("1e39", "line 2, column 3 is 1e39; numbers must be smaller than 1e+30"),
+        ("-1e308", "line 2, column 3 is -1e308; numbers must be smaller than 1e+30"),
     ],
 )
 def test_predict_answers_nothing_that_is_not_finite(flower_run, tmp_path, capsys, cell, message):
@@ -428,6 +427,29 @@ def test_predict_answers_nothing_that_is_not_finite(flower_run, tmp_path, capsys
     assert f"funcprop predict: {new}: {message}" in captured.err
     assert captured.out == ""
     assert out.read_text() == "old"
+
+
+def test_a_network_beyond_its_floats_answers_nothing(flower_run, tmp_path, monkeypatch, capsys):
+    """Features of tiny units reach far, scaled; and there scores are infinite."""
+    new = tmp_path / "new.csv"
+    new.write_text("0,90,5\n0,-90,5\n")
+    loaded = trained.load(flower_run)
+
+    def scaled(scale):
+        model, params, meaning = loaded
+        monkeypatch.setattr(
+            trained, "load", lambda folder: (model, params, meaning._replace(scale=scale))
+        )
+        assert cli.main(["predict", str(flower_run), str(new)]) == 2
+        return capsys.readouterr()
+
+    out, err = scaled(loaded[2].scale * 1e-38)
+    assert (out, "row 1, column 2 is 90, too large for float32 once it is scaled" in err) == (
+        "",
+        True,
+    )
+    out, err = scaled(loaded[2].scale * np.array([1, 3e-39 * 90, 1]))
+    assert (out, "the prediction of row 1 is not finite; are its features" in err) == ("", True)
 
 
 # ------------------------------------------------------------------------------- check
@@ -750,9 +772,8 @@ def test_a_run_is_written_whatever_becomes_of_the_output(
     assert capsys.readouterr().err == message
     trained.load(out)
     if stream is not None:
-        assert stream.getvalue() == (
-            "f: 32 examples to train on, 8 to test with, 3 features, 2 classes"
-        )
+        assert stream.getvalue().startswith('f.csv: classification of column 4 "kind"')
+        assert "epoch" not in stream.getvalue()
 
 
 def test_predictions_need_an_output(flower_run, tmp_path, monkeypatch, capsys):
@@ -774,6 +795,7 @@ def test_no_file_of_ours_gets_the_number_of_a_closed_stream(monkeypatch):
     monkeypatch.setattr(os, "fstat", lambda number: () if number == 1 else os.stat("/nowhere"))
     monkeypatch.setattr(os, "open", lambda *arguments: opened.append(arguments))
     cli._open_closed_numbers()
+    monkeypatch.undo()
     assert opened == [(os.devnull, os.O_RDWR)] * 2
 
 
@@ -788,7 +810,8 @@ def test_a_result_is_printed_when_it_is_written(tmp_path, no_picture, monkeypatc
     monkeypatch.setattr(run_folder, "write", looked_at)
     words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(tmp_path / "run"), *SMALL]
     assert cli.main(words) == 0
-    assert printed == ["f: 32 examples to train on, 8 to test with, 3 features, 2 classes\n"]
+    (before,) = printed
+    assert before.endswith("f: 32 examples to train on, 8 to test with, 3 features, 2 classes\n")
     assert "test accuracy" in capsys.readouterr().out
 
 

@@ -613,7 +613,8 @@ def test_a_run_with_other_columns_is_damaged(houses, tmp_path, capsys):
     described["columns"]["features"] = [1, 99]
     (copy / "model.json").write_text(json.dumps(described))
     assert cli.main(["predict", str(copy), str(houses / "houses.csv")]) == 2
-    assert "columns: features and label must be 2 places" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "its model.json is damaged: columns is" in err
 
 
 def test_labels_that_the_network_does_not_know_are_counted(written, tmp_path, monkeypatch, capsys):
