@@ -7,7 +7,6 @@ import fnmatch
 import importlib
 import importlib.util
 import itertools
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +18,11 @@ import numpy as np
 from .checking import catalogue
 from .checking.functions import check_gradient
 from .checking.layers import check_layer
-from .checking.page import write_html
+from .checking.page import page
 from .checking.report import Report
+from .files import CommandError, to_json, write_file
 from .layer import LayerError
 from .losses import Loss
-from .trained import CommandError, writing
 
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -45,6 +44,7 @@ def check(args: argparse.Namespace) -> int:
 def _own(args: argparse.Namespace) -> int:
     """A layer, a loss or a pair (function, gradient), a report for each dtype."""
     found = _loaded(args.target)
+    colour = sys.stdout is not None and sys.stdout.isatty()
     reports = []
     try:
         if callable(found) and not hasattr(found, "backward"):
@@ -52,18 +52,16 @@ def _own(args: argparse.Namespace) -> int:
         for dtype in args.dtype:
             report = _checked_own(found, args, dtype)
             reports.append(report)
-            print(report.text(colour=sys.stdout.isatty()), end="\n\n")
+            print(report.text(colour=colour), end="\n\n")
     except (CommandError, LayerError):
         raise
     except Exception as error:  # somebody's code may raise anything
         raise CommandError(f"{args.target} raises {type(error).__name__}: {error}") from error
     whole = Report(args.target, reports[0].names, (), (), parts=tuple(reports))
     if args.json is not None:
-        with writing(Path(args.json)):
-            Path(args.json).write_text(json.dumps(whole.to_dict(), indent=1) + "\n", "utf-8")
+        write_file(args.json, to_json(whole.to_dict(), indent=1) + "\n")
     if args.html is not None:
-        with writing(Path(args.html)):
-            write_html(whole, args.html)
+        write_file(args.html, page(whole))
     print(f"{args.target}: {'ok' if whole.ok else 'FAILED'}")
     return 0 if whole.ok else 1
 
@@ -178,12 +176,11 @@ def _catalogue(args: argparse.Namespace) -> int:
                 f"{'ok' if result['ok'] else f'FAILED  {problem}'}".rstrip(),
                 flush=True,
             )
+    if args.json is not None:
+        write_file(args.json, to_json(results, indent=1) + "\n")
     failed = sum(not result["ok"] for result in results)
     total = f"{len(results)} check{'s' * (len(results) > 1)}"
     print(f"{total}, {f'{failed} failed' if failed else 'all ok'}")
-    if args.json is not None:
-        with writing(Path(args.json)):
-            Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 1 if failed else 0
 
 

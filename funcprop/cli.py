@@ -5,25 +5,32 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn
 
-from . import __version__, checks, runs, trained
+from . import __version__, checks, data_files, runs, tables, tasks, trained
 from .datasets import DataError
+from .files import CommandError, uninterrupted
 from .layer import LayerError
-from .trained import CommandError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
+
+    Files are written whole or not at all.  Where standard output is closed or nobody reads it, the
+    command does its work all the same.
 
     Args:
         argv: the words behind ``funcprop``; by default those of the process.
 
     Returns:
         The exit code: 0; 1 where a check fails or the training diverges; 2 for a bad option or
-        file; 130 when interrupted.
+        file, or where the output cannot be written; 130 when interrupted; 143 when terminated.
 
     >>> from funcprop.cli import main
     >>> main(["check", "--only", "relu", "--dtype", "float32"])
@@ -35,20 +42,122 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words = ["train", *words]
+    _open_closed_numbers()
+    out, err = _Stream(sys.stdout), _Stream(sys.stderr)
+    shown = None if sys.stdout is None else out
+    with redirect_stdout(shown), redirect_stderr(err), _stopped_by_signals(argv is None):
+        try:
+            code = _run(words, out)
+            out.flush()
+        except BrokenPipeError:  # whoever reads our output has seen enough
+            return 0
+        except KeyboardInterrupt as stop:
+            with uninterrupted():
+                terminated = isinstance(stop, _Terminated)
+                line = "; ".join(["terminated" if terminated else "interrupted", *stop.args])
+                print(f"funcprop {words[0]}: {line}", file=sys.stderr)
+            return 143 if terminated else 130
+        if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
+            reason = getattr(out.lost, "strerror", None) or out.lost
+            print(f"funcprop {words[0]}: cannot write to standard output: {reason}", file=err)
+            code = code or 2
+        return code
+
+
+def _run(words: list[str], out: _Stream) -> int:
+    """Runs a command; what is wrong with it becomes a line and an exit code."""
+    if words[0] not in ("train", "predict", "check") and os.path.isfile(words[0]):
+        message = f"{words[0]} is a file; train on it with funcprop train {words[0]}"
+        print(f"funcprop: {message}", file=sys.stderr)
+        return 2
     try:
         args = _parser().parse_args(words)
+        # A command that writes no file has nothing to do when nobody reads.
+        files = (getattr(args, name, None) for name in ("out", "json", "html"))
+        out.ends = args.run is not runs.train and not any(files)
         return args.run(args)
     except SystemExit as stop:  # argparse, after its line or its help
         return int(stop.code or 0)
     except (CommandError, DataError, LayerError) as error:
         print(f"funcprop {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "code", 2)
-    except KeyboardInterrupt:
-        print(f"funcprop {words[0]}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stopped_by_signals(last_command: bool) -> Iterator[None]:
+    """SIGTERM stops a command as Ctrl-C does, and pressing that twice is pressing it once.
+
+    Where it is the process's last command, what comes after the first changes nothing.
+    """
+    before: dict[signal.Signals, Any] = {}
+    last = -math.inf
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:  # else the first is being obeyed
+            last = time.monotonic()
+            raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if handler not in (signal.SIG_IGN, None):  # as under nohup
+                    before[number] = handler
+                    signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            ends = last_command and last > -math.inf
+            signal.signal(number, signal.SIG_IGN if ends else handler)
+
+
+class _Stream:
+    """Standard output or error; what cannot be written is lost, and ``lost`` says why."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.ends = False  # whether the command ends when nobody reads
+        self.lost: Exception | None = None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda: self.stream.flush())
+
+    def _try(self, write: Callable[[], Any]) -> None:
+        if self.stream is None or self.lost is not None:
+            return
+        try:
+            write()
+        except (OSError, ValueError) as error:  # full, closed, or not in its encoding
+            self.lost = error
+            if isinstance(error, OSError):  # what is still in the buffer has nowhere to go
+                with suppress(OSError, AttributeError), open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), self.stream.fileno())
+            if self.ends and isinstance(error, BrokenPipeError):
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _open_closed_numbers() -> None:
+    """Keeps a file of ours from being opened under the number of a closed standard stream.
+
+    What a library prints to that number would go into the file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,13 +211,34 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=runs.train)
     add = parser.add_argument
     add(
-        "--data",
+        "file",
+        nargs="?",
         metavar="FILE",
-        help=".npz with arrays x and y, or .csv with the label in its last column; features are "
-        "standardised. A target of real numbers, or of more than "
-        f"{runs.FEW_VALUES} whole ones, is fitted as such where the loss is "
-        f"{_listed(runs.REGRESSION)}. Default: the digits that come with funcprop",
+        help=f"a table of text ({_listed(data_files.TEXT)}), or .npz with arrays x and y; features "
+        "are standardised. Default: the digits that come with funcprop",
     )
+    add("--data", metavar="FILE", help="the same as FILE")
+    add(
+        "--label",
+        metavar="COLUMN",
+        help="what to predict: a column's name, or its number from 1, or from the end, -1 the last."
+        " Default: -1",
+    )
+    add(
+        "--drop",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns to leave out, by names or numbers",
+    )
+    add(
+        "--task",
+        choices=tasks.TASKS,
+        metavar="TASK",
+        help=f"{_listed(tasks.TASKS)}. Default: classification if the labels are text or booleans, "
+        f"or whole numbers with at most {tasks.FEW_VALUES} distinct values or at least "
+        f"{tasks.ROWS_A_VALUE} rows a value; else regression",
+    )
+    _table_options(parser)
     add(
         "--sizes",
         type=_whole,
@@ -119,7 +249,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, choices, default in (
         ("activation", trained.ACTIVATIONS, "relu"),
-        ("loss", runs.LOSSES, "softmax_cross_entropy"),
+        ("loss", runs.LOSSES, None),
         ("optimizer", runs.OPTIMIZERS, "adam"),
     ):
         add(
@@ -127,7 +257,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
             choices=choices,
             default=default,
             metavar="NAME",
-            help=f"{_listed(choices)}. Default: {default}",
+            help=f"{_listed(choices)}. Default: "
+            + (default or "softmax_cross_entropy, mean_squared_error in regression"),
         )
     rates = [f"{rate:g} for {name}" for name, (_, rate) in runs.OPTIMIZERS.items()]
     add(
@@ -162,9 +293,27 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help=".npz with an array x, or .csv; with labels where there are some (y, the last column)",
+        help="a table like the one of the training, its columns in any order if they have names, "
+        "or .npz with an array x; with labels or without",
     )
+    _table_options(parser)
     parser.add_argument("--out", metavar="FILE", help="write the predictions there")
+
+
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="CHAR",
+        help=f"between two columns: a character, or {_listed(tables.DELIMITERS)} (any run of "
+        "them). Default: found",
+    )
+    parser.add_argument(
+        "--header",
+        type=_yes_or_no,
+        metavar="yes|no",
+        help="whether the first line holds names. Default: yes if it holds no number",
+    )
 
 
 def _check_options(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +352,19 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
 
 def _listed(words: Any) -> str:
     return ", ".join(words)
+
+
+def _delimiter(text: str) -> str:
+    try:
+        return tables.delimiter_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be yes or no")
+    return text == "yes"
 
 
 def _whole(text: str) -> int:

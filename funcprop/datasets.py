@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from .data_files import read
+from .tables import DataError as DataError
+
 Array = np.ndarray
 Pair = tuple[Array, Array]
-
-
-class DataError(ValueError):
-    """A file or data set that cannot be used; the message names it and says what is wrong."""
 
 
 def digits() -> Pair:
@@ -58,9 +52,9 @@ def split(x: Array, y: Array, test: float = 0.2, seed: int = 0) -> tuple[Pair, P
     ([0, 0, 0, 0, 1, 1, 1, 1], [0, 1])
     """
     if len(x) != len(y):
-        raise DataError(f"x has {len(x)} examples, y has {len(y)}; as many are due")
+        raise DataError(f"x has {len(x)} examples, y has {len(y)}; there must be as many")
     if not 0 < test < 1:
-        raise DataError(f"test is {test}, a share between 0 and 1 is due")
+        raise DataError(f"test is {test}, it must be a share between 0 and 1")
     rows = np.arange(len(y))
     groups = [rows]
     if not np.issubdtype(y.dtype, np.floating):
@@ -71,143 +65,54 @@ def split(x: Array, y: Array, test: float = 0.2, seed: int = 0) -> tuple[Pair, P
     for group in groups:
         drawn[random.permutation(group)[: round(test * len(group))]] = True
     if not 0 < drawn.sum() < len(y):
-        raise DataError(f"there are {len(y)} examples, too few to set a share of {test:g} apart")
+        most = max(map(len, groups))
+        of = f": of {len(groups)} classes the largest has {most}" if len(groups) > 1 else ""
+        raise DataError(
+            f"there are {len(y)} examples, too few to set a share of {test:g} apart{of}"
+        )
     return (x[~drawn], y[~drawn]), (x[drawn], y[drawn])
 
 
-def load(path: str | Path, features: int | None = None) -> tuple[Array, Array | None]:
-    """Examples from a file: .npz with arrays x and y, or .csv with the label in its last column.
+def load(
+    path: str | Path,
+    *,
+    label: str | int | None = -1,
+    drop: Sequence[str | int] = (),
+    delimiter: str | None = None,
+    header: bool | None = None,
+) -> tuple[Array, Array | None]:
+    """Examples from a file: .npz with arrays x and y, or a table of text, .csv, .tsv or .txt.
 
-    Of a .csv the first line is skipped where it holds names, that is no number but in the label's
-    column.
+    Of a table every column is a feature but the label's and the dropped ones. It is in UTF-8, or in
+    UTF-16 with a byte order mark. Lines that begin with # are comments. true and false, or yes and
+    no, are features of 1 and 0; commas are read as decimal ones where they stand between digits and
+    separate no columns.
 
     Args:
         path: the file.
-        features: how many features there are, where that is known; then a .npz without y, or a
-            .csv of just that many columns, gives no labels.
+        label: the label's column of a table, by its name or its number, from 1, or from the end, -1
+            the last; None: there are no labels.
+        drop: columns to leave out, by names or numbers.
+        delimiter: the character between two columns, " " for any run of spaces and tabs; found
+            where it is not given.
+        header: whether a table's first line holds names; where it is not given it does if it holds
+            no number.
 
     Returns:
         ``(x, y)``: x (n, d) float64, an image or the like laid out in one row; y (n,) int64,
-        float64 or strings, or None.
+        float64, booleans or strings, or None.
 
     Raises:
-        DataError: when the file cannot be read, or holds NaN, text among the features, rows of
-            different lengths, no examples, or no labels where they are due.
+        DataError: when the file cannot be read, or holds missing, infinite or too large numbers,
+            text among the features, rows of different lengths, or no examples.
 
     >>> import pathlib, tempfile
     >>> from funcprop import datasets
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "flowers.csv"
-    >>> _ = path.write_text("length,width,kind\\n1.5,2,rose\\n3,4.5,lily\\n")
-    >>> x, y = datasets.load(path)
+    >>> _ = path.write_text("kind;length;width\\nrose;1,5;2\\nlily;3;4,5\\n")
+    >>> x, y = datasets.load(path, label="kind")
     >>> x.tolist(), y.tolist()
     ([[1.5, 2.0], [3.0, 4.5]], ['rose', 'lily'])
     """
-    path = Path(path)
-    readers = {".npz": _read_npz, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: a .npz or .csv file is due")
-    try:
-        x, y = readers[path.suffix.lower()](path, features)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    if features is not None and x.shape[1] != features:
-        raise DataError(f"{path}: it has {x.shape[1]} features, {features} are due")
-    for name, values in (("x", x), ("y", y)):
-        if values is not None and np.issubdtype(values.dtype, np.floating):
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                place = ", ".join(map(str, bad[0]))
-                what = values[tuple(bad[0])]
-                raise DataError(f"{path}: {name}[{place}] is {what}; finite numbers are due")
-    return x, y
-
-
-# --------------------------------------------------------------------------------- npz
-
-
-def _read_npz(path: Path, features: int | None) -> tuple[Array, Array | None]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("x", "y") if name in stored.files}
-            found = ", ".join(stored.files) or "nothing"
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = "it holds Python objects" if "Object arrays" in str(error) else "it is damaged"
-        raise DataError(f"{path}: {reason}; a .npz file of numbers and strings is due") from None
-    if "x" not in arrays or ("y" not in arrays and features is None):
-        raise DataError(f"{path}: it holds {found}; arrays x and y are due")
-    x, y = arrays["x"], arrays.get("y")
-    if x.ndim < 2 or 0 in x.shape or x.dtype.kind not in "buif":
-        raise DataError(f"{path}: x is {x.dtype}{list(x.shape)}, numbers (n, d) are due")
-    x = x.reshape(len(x), -1).astype(np.float64)
-    if y is None:
-        return x, None
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.shape != (len(x),) or y.dtype.kind not in "buifU":
-        raise DataError(
-            f"{path}: y is {y.dtype}{list(y.shape)}, {len(x)} labels or numbers, one an example, "
-            "are due"
-        )
-    wide = {"b": np.int64, "u": np.int64, "i": np.int64, "f": np.float64, "U": y.dtype}
-    return x, y.astype(wide[y.dtype.kind])
-
-
-# --------------------------------------------------------------------------------- csv
-
-
-def _read_csv(path: Path, features: int | None) -> tuple[Array, Array | None]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            lines = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: it is no text of commas and lines ({error})") from None
-    if not lines:
-        raise DataError(f"{path}: it is empty")
-    columns = len(lines[0][1])
-    if features is not None and columns not in (features, features + 1):
-        raise DataError(
-            f"{path}: it has {columns} columns; {features} features, or these and a label, are due"
-        )
-    labelled = columns != features
-    width = columns - labelled
-    if width < 1:
-        raise DataError(f"{path}: it has one column; features and a label, with commas, are due")
-    if all(_number(cell) is None for cell in lines[0][1][:width]):
-        del lines[0]
-    if not lines:
-        raise DataError(f"{path}: it holds a line of names and no examples")
-    x = np.empty((len(lines), width))
-    for i, (line, row) in enumerate(lines):
-        if len(row) != columns:
-            raise DataError(f"{path}: line {line} has {len(row)} columns, {columns} are due")
-        numbers = [_number(cell) for cell in row[:width]]
-        if None in numbers:
-            column = numbers.index(None)
-            raise DataError(
-                f"{path}: line {line}, column {column + 1} is {row[column]!r}, a number is due"
-            )
-        x[i] = numbers
-        if labelled and not row[-1].strip():
-            raise DataError(f"{path}: line {line} has no label")
-    return x, _labels([row[-1].strip() for _, row in lines]) if labelled else None
-
-
-def _number(cell: str) -> float | None:
-    """The finite number that a cell holds, or None."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _labels(cells: Sequence[str]) -> Array:
-    """Integers where all are, else floats where all are, else strings."""
-    kinds: tuple[tuple[Any, Any], ...] = ((int, np.int64), (float, np.float64))
-    for convert, dtype in kinds:
-        try:
-            return np.array([convert(cell) for cell in cells], dtype)
-        except (ValueError, OverflowError):
-            continue
-    return np.array(cells)
+    examples = read(path, label=label, drop=drop, delimiter=delimiter, header=header)
+    return examples.x, examples.y

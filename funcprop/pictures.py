@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -41,7 +41,7 @@ STYLE: Any = {
 
 
 def training(
-    path: str | Path,
+    path: str | Path | BinaryIO,
     title: str,
     rows: Sequence[Mapping[str, Any]],
     report: Report,
@@ -50,7 +50,7 @@ def training(
     """Draws a training run: loss and score, deltas and gradient by layer, and its predictions.
 
     Args:
-        path: where to write the picture.
+        path: where to write the picture; to an open file it goes as PNG.
         title: the line on top.
         rows: what is known of each epoch, as ``metrics.jsonl`` has it.
         report: the hand-written gradient beside the automatic one.
@@ -66,7 +66,7 @@ def training(
     with matplotlib.rc_context(STYLE):
         figure: Any = Figure(figsize=(14, 7.4))
         figure.set_layout_engine("constrained", w_pad=0.09, h_pad=0.09)
-        figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", parse_math=False)
         left, right = figure.subfigures(1, 2, width_ratios=[8, 5])
         (loss, score), (deltas, gradient) = left.subplots(2, 2)
         _losses(loss, rows)
@@ -74,7 +74,8 @@ def training(
         _deltas(deltas, rows)
         _gradient(gradient, report)
         last(right)
-        figure.savefig(path, dpi=130)
+        kind = None if isinstance(path, (str, Path)) else "png"
+        figure.savefig(path, dpi=130, format=kind)
 
 
 def alignment(path: str | Path, title: str, history: Mapping[str, Sequence[float]]) -> None:
@@ -253,22 +254,26 @@ def confusion(figure: Any, classes: Sequence[Any], labels: Any, predictions: Any
     axes.set(title="Test examples: class and prediction", xlabel="predicted", ylabel="class")
     if len(classes) <= 20:
         names = [str(name)[:12] for name in classes]
-        axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, names)) > 3 else 0)
-        axes.set_yticks(range(len(classes)), names)
+        turned = 90 if max(map(len, names)) > 3 else 0
+        axes.set_xticks(range(len(classes)), names, rotation=turned, parse_math=False)
+        axes.set_yticks(range(len(classes)), names, parse_math=False)
         for (i, j), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if share[i, j] > 0.6 else BAD if i != j else INK
                 axes.text(j, i, str(count), ha="center", va="center", color=colour)
 
 
-def regression(figure: Any, targets: Any, predictions: Any) -> None:
-    """Each test example's prediction over its target."""
+def regression(figure: Any, targets: Any, predictions: Any, label: str = "target") -> None:
+    """Each test example's prediction over its true target, and the line where both are equal."""
     axes = figure.subplots()
     ends = [
         min(np.min(targets), np.min(predictions)),
         max(np.max(targets), np.max(predictions)),
     ]
-    axes.plot(ends, ends, color=FAINT, linewidth=1, linestyle="--")
+    axes.plot(ends, ends, color=FAINT, linewidth=1, linestyle="--", label="equal")
     axes.plot(targets, predictions, "o", color=TEST, markersize=4, alpha=0.5, markeredgewidth=0)
-    axes.set(title="Test examples", xlabel="target", ylabel="prediction")
+    axes.set_title("Test examples: prediction and truth")
+    axes.set_xlabel(f"true {label[:40]}", parse_math=False)  # a name may hold dollar signs
+    axes.set_ylabel(f"predicted {label[:40]}", parse_math=False)
     axes.set_aspect("equal")
+    axes.legend(loc="upper left")

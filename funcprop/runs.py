@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import math
 import shutil
 import sys
@@ -19,38 +19,28 @@ import numpy as np
 import optax
 import optax.contrib
 
-from . import datasets
+from . import data_files, datasets, tasks
 from .checking.models import check_model
 from .evaluation import accuracy
+from .files import CommandError, to_json
 from .layer import Layer
 from .learning.backpropagation import backpropagation
-from .losses import (
-    Loss,
-    hinge,
-    huber,
-    kl_divergence,
-    mean_absolute_error,
-    mean_squared_error,
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
-)
+from .losses import Loss
 from .mlp import Params, mlp
+from .run_folder import check_writable
 from .stopping import History
 from .summary import summary
 from .sweep import value_and_backprop
-from .trained import ACTIVATIONS, MODEL, PARAMS, CommandError, Meaning, folder_at, save, writing
+from .trained import (
+    ACTIVATIONS,
+    LOSSES,
+    Meaning,
+    described,
+    not_finite,
+    save,
+)
 from .training import fit
 
-LOSSES: dict[str, Loss] = {
-    "softmax_cross_entropy": softmax_cross_entropy(),
-    "sigmoid_cross_entropy": sigmoid_cross_entropy,
-    "kl_divergence": kl_divergence,
-    "hinge": hinge,
-    "mean_squared_error": mean_squared_error,
-    "mean_absolute_error": mean_absolute_error,
-    "huber": huber(),
-}
-REGRESSION = ("mean_squared_error", "mean_absolute_error", "huber")
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {  # with its usual learning rate
     "adam": (optax.adam, 3e-3),
     "adamw": (optax.adamw, 3e-3),
@@ -62,9 +52,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {  # with its usual le
     "muon": (optax.contrib.muon, 0.01),
     "lbfgs": (optax.lbfgs, 1.0),
 }
-FEW_VALUES = 20  # a target of more whole numbers than that is a quantity, where the loss allows it
 COMPARED = 1024  # examples of the comparison with jax.grad, at most
-PICTURE, METRICS = "training.png", "metrics.jsonl"
 
 
 # -------------------------------------------------------------------------------- train
@@ -72,11 +60,18 @@ PICTURE, METRICS = "training.png", "metrics.jsonl"
 
 def train(args: argparse.Namespace) -> int:
     """``funcprop train``: prints how it goes and writes the run's folder."""
+    if args.file is not None and args.data is not None:
+        raise CommandError(f"there are two files, {args.file} and --data {args.data}; give one")
+    args.data = args.data or args.file
     name = "digits" if args.data is None else Path(args.data).stem
     meaning, training, test = _data(args)
-    folder = folder_at(Path(args.out or Path("runs") / name))
+    if args.loss is None:
+        args.loss = "softmax_cross_entropy" if meaning.classes else "mean_squared_error"
+    folder = Path(args.out or Path("runs") / name)
+    check_writable(folder)
     outputs = 1 if meaning.classes is None else len(meaning.classes)
     sizes = (len(meaning.mean), *args.sizes, outputs)
+    fields = described(sizes, args.activation, args.loss, meaning)
     model, loss = mlp(sizes, ACTIVATIONS[args.activation]), LOSSES[args.loss]
     print(
         f"{name}: {len(training[1]):,} examples to train on, {len(test[1]):,} to test with, "
@@ -85,64 +80,84 @@ def train(args: argparse.Namespace) -> int:
         flush=True,
     )
     data, held_out = (
-        (meaning.inputs(x), meaning.targets(y, args.loss)) for x, y in (training, test)
+        (meaning.inputs(x, f"{name}, {part} part: "), meaning.targets(y, args.loss))
+        for part, (x, y) in (("training", training), ("test", test))
     )
     init_key, fit_key = jax.random.split(jax.random.key(args.seed))
     first, _ = model.init(init_key, sizes[:1])
     params, rows = _fitted(args, model, loss, meaning, first, data, held_out, fit_key)
-    print(f"\n{summary(model, sizes[:1])}\n")
-
-    answers = meaning.answers(jax.jit(model.apply)(params, held_out[0]))
+    prediction = jax.jit(model.apply)(params, held_out[0])
+    answers = meaning.answers(prediction)
+    if not_finite(prediction, answers) is not None or not math.isfinite(rows[-1]["test_loss"]):
+        raise CommandError(
+            "stopped: what the trained network makes of the test part is not finite; try a "
+            "smaller --learning-rate",
+            code=1,
+        )
     result = meaning.result(test[1], answers)
-    print(f"test {result}, test loss {rows[-1]['test_loss']:.4g}\n")
     inputs, targets = (part[:COMPARED] for part in data)
     title = "gradient of the first step"
     report = check_model(model, first, inputs, targets, loss, title=title)
-    print(f"{report}\n")
-
     rows[-1]["worst_leaf_eps"] = report.worst_leaf
     title = (
         f"{name}: {' → '.join(map(str, sizes))}, {args.activation}.  Test {result}.  "
         f"Gradient by hand within {report.worst_leaf:.2g} eps of jax.grad."
     )
-    with writing(folder):
-        lines = [json.dumps(row) for row in rows]
-        (folder / METRICS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        save(folder, sizes, args, meaning, params)
-        (folder / PICTURE).unlink(missing_ok=True)
-        drawn = _draw(folder / PICTURE, title, args, meaning, rows, report, test, answers)
-    written = [*([PICTURE] if drawn else []), METRICS, PARAMS, MODEL]
-    print(f"wrote {', '.join(written)} to {folder}")
+    picture = io.BytesIO()
+    drawn = _draw(picture, title, args, meaning, rows, report, test, answers)
+    metrics = "".join(f"{to_json(row)}\n" for row in rows)
+    written = save(folder, fields, params, metrics, picture.getvalue() if drawn else None)
+    # Results are printed when they are on the disk: whoever reads them finds the run there.
+    try:
+        print(f"\n{summary(model, sizes[:1])}\n")
+        print(f"test {result}, test loss {rows[-1]['test_loss']:.4g}\n")
+        print(f"{report}\n")
+        print(f"wrote {', '.join(written)} to {folder}", flush=True)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"the run was written to {folder} before") from None
     return 0 if report.ok else 1
 
 
 def _data(args: argparse.Namespace) -> tuple[Meaning, datasets.Pair, datasets.Pair]:
     """What the data means, and its two parts with labels as indices of classes."""
-    x, y = datasets.digits() if args.data is None else datasets.load(args.data)
-    assert y is not None
-    values = np.unique(y)
-    if len(values) < 2:
-        raise CommandError(f"{args.data}: every label is {values[0]}; two or more are due")
-    numbers = y.dtype.kind in "if"
-    whole = numbers and bool((y == np.round(y)).all())
-    classes: list[Any] | None = None
-    if numbers and args.loss in REGRESSION and (not whole or len(values) > FEW_VALUES):
-        y = y.astype(np.float64)
-    elif numbers and not whole:
-        raise CommandError(
-            f"{args.data}: its labels are real numbers, --loss {args.loss} takes classes; use "
-            f"--loss {' or '.join(REGRESSION)}"
-        )
+    if args.data is None:
+        for option in ("task", "label", "drop", "delimiter", "header"):
+            if getattr(args, option) is not None:
+                raise CommandError(
+                    f"--{option} is for a file of your own: funcprop train FILE --{option} ..."
+                )
+        examples = data_files.Examples(*datasets.digits(), None, [])
     else:
-        classes = (values.astype(np.int64) if whole else values).tolist()
-        y = np.searchsorted(values, y)
+        label = -1 if args.label is None else args.label
+        examples = data_files.read(
+            args.data,
+            label=label,
+            drop=args.drop or (),
+            delimiter=args.delimiter,
+            header=args.header,
+        )
+    assert examples.y is not None
+    x, y = examples.x, examples.y
+    classes: list[Any] | None = None
+    try:
+        task, why = tasks.decided(y, args.task, args.loss)
+        if args.data is not None:
+            print(tasks.first_line(Path(args.data).name, examples, task, why))
+            for note in [*examples.notes, *tasks.oddities(examples, task)]:
+                print(f"note: {note}", flush=True)
+        if task == tasks.CLASSIFICATION:
+            classes, y = tasks.classes_of(y, examples.label)
+    except datasets.DataError as error:
+        raise CommandError(f"{args.data}: {error}") from None
+    if classes is None:
+        y = y.astype(np.float64)
     train, test = datasets.split(x, y, seed=args.seed)
 
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if args.data is not None:
         mean, scale = train[0].mean(axis=0), train[0].std(axis=0)
-        scale[scale <= 1e-12 * np.abs(mean)] = 1  # the same number everywhere, but for rounding
-    meaning = Meaning(mean, scale, 0.0, classes)
+        scale[tasks.is_constant(mean, scale)] = 1
+    meaning = Meaning(mean, scale, 0.0, classes, columns=examples.columns)
     meaning = meaning._replace(reach=float(np.abs(meaning.inputs(train[0])).max()))
     if classes is None:
         spread = float(train[1].std()) or 1.0
@@ -183,8 +198,11 @@ def _fitted(
             return found | {"r2": 1 - jnp.mean((prediction - batch[1]) ** 2)}
         return found | {"accuracy": jnp.mean(accuracy(prediction, batch[1]))}
 
+    def mse(prediction, target):
+        return jnp.mean((prediction - target) ** 2, axis=1)
+
     def r2(prediction, target):
-        return 1 - jnp.mean((prediction - target) ** 2, axis=1) / variance
+        return 1 - mse(prediction, target) / variance
 
     with _Progress(args.epochs, size, args.quiet) as progress:
         state, history = fit(
@@ -196,13 +214,17 @@ def _fitted(
             epochs=args.epochs,
             batch_size=None if batch_size == size else batch_size,
             validation=held_out,
-            scores={"r2": r2} if of_numbers else {"accuracy": accuracy},
+            scores={"r2": r2, "mse": mse} if of_numbers else {"accuracy": accuracy},
             metrics=metrics,
             callback=lambda state, history: progress.show(_row(history, -1)),
         )
     if "stopped" in history:
         raise CommandError(f"stopped: {history['stopped']}; try a smaller --learning-rate", code=1)
-    return state.params, [_row(history, epoch) for epoch in range(args.epochs)]
+    rows = [_row(history, epoch) for epoch in range(args.epochs)]
+    if of_numbers:
+        for row, error in zip(rows, history["validation_mse"], strict=True):
+            row["test_rmse"] = meaning.target_scale * math.sqrt(error)
+    return state.params, rows
 
 
 def _delta_size(site: Any, inputs: Any, delta: jax.Array) -> jax.Array:
@@ -236,7 +258,7 @@ class _Progress:
 
     def __init__(self, epochs: int, examples: int, quiet: bool):
         self.epochs, self.examples, self.quiet = epochs, examples, quiet
-        self.live = sys.stdout.isatty()
+        self.live = sys.stdout is not None and sys.stdout.isatty()
         self.every = max(1, epochs // 10)
         self.begun: float | None = None
         self.shown = -math.inf
@@ -280,20 +302,21 @@ class _Progress:
             print(text, flush=True)
 
 
-def _draw(path, title, args, meaning, rows, report, test, answers) -> bool:
+def _draw(file, title, args, meaning, rows, report, test, answers) -> bool:
     """Whether there is a picture: matplotlib may be missing."""
     from . import pictures
 
     if args.data is None:
         last = partial(pictures.digits, x=test[0], labels=test[1], predictions=answers)
     elif meaning.classes is None:
-        last = partial(pictures.regression, targets=test[1], predictions=answers)
+        label = data_files.label_name(meaning.columns)
+        last = partial(pictures.regression, targets=test[1], predictions=answers, label=label)
     else:
         last = partial(
             pictures.confusion, classes=meaning.classes, labels=test[1], predictions=answers
         )
     try:
-        pictures.training(path, title, rows, report, last)
+        pictures.training(file, title, rows, report, last)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise

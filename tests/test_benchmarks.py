@@ -1,5 +1,7 @@
 """The benchmarks run, and their rows do the same work; no time is looked at."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,27 @@ def test_a_small_gpt2_has_the_gradient_and_the_steps_of_plain_jax(capsys, monkey
     assert steps.shape == (2, 2)
     np.testing.assert_allclose(steps[0], steps[1], rtol=1e-5)
     assert np.all(steps[:, 1] < steps[:, 0])
+
+
+def test_faults_leave_the_folder_of_a_run_whole():
+    # In a process of its own: it forks, which this one with its threads cannot.
+    counts = {"kills": 1, "flips": 4, "terms": 0, "disks": 0, "pairs": 0}
+    words = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", *words],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    header = found.pop("fault")
+    assert sorted(found) == ["kill -9 at one of 30 calls", "one bit flipped"]
+    for cells in found.values():
+        seen = dict(zip(header, cells, strict=True))
+        for kind in ("lost", "mixed", "silently other", "rubbish"):
+            assert seen[kind] == "0", done.stderr
+    assert found["one bit flipped"][0] == "4"
 
 
 def test_the_program_of_repeat_is_as_long_for_256_layers_as_for_8():

@@ -1,7 +1,11 @@
 """The command line: training, prediction, the check, and what it says when something is wrong."""
 
+import errno
+import io
 import itertools
 import json
+import math
+import os
 import re
 import shutil
 import signal
@@ -14,7 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from funcprop import Layer, LayerError, checks, cli, contraction, datasets, runs, trained
+from funcprop import (
+    Layer,
+    LayerError,
+    checks,
+    cli,
+    contraction,
+    datasets,
+    files,
+    run_folder,
+    runs,
+    trained,
+)
 from funcprop.checking import catalogue
 from funcprop.layers import activations
 
@@ -268,6 +283,34 @@ def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatc
     assert shown(3, live=True, quiet=True) == shown(3, live=False, quiet=True) == ""
 
 
+def test_an_update_after_the_last_loss_that_diverges_says_so(tmp_path, no_picture, capsys):
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), "--sizes", "3"]
+    words += ["--epochs", "1", "--batch-size", "32", "--optimizer", "sgd"]
+    code, line = failure(capsys, *words, "--learning-rate", "3e38", "--quiet")
+    assert code == 1
+    assert re.match("funcprop train: stopped: .* try a smaller --learning-rate$", line), line
+    assert not out.exists()
+
+
+def test_a_network_that_is_not_finite_on_the_test_part_is_not_written(
+    tmp_path, no_picture, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
+    fitted = runs._fitted
+
+    def ruined(*arguments):
+        params, rows = fitted(*arguments)
+        return jax.tree.map(lambda leaf: leaf + jnp.nan, params), rows
+
+    monkeypatch.setattr(runs, "_fitted", ruined)
+    code, line = failure(capsys, *words)
+    assert code == 1
+    assert "stopped: what the trained network makes of the test part is not finite" in line
+    assert not out.exists()
+
+
 def test_a_training_that_diverges_says_so(tmp_path, capsys):
     path = curve(tmp_path / "curve.npz")
     words = ("--optimizer", "sgd", "--learning-rate", "1e9", "--loss", "mean_squared_error")
@@ -365,7 +408,48 @@ def test_a_curve_is_fitted_and_predicted_in_its_own_units(tmp_path, capsys):
     found = np.array(captured.out.split(), float)
     r2 = 1 - ((found - y) ** 2).mean() / y.var()
     assert r2 > 0.9
-    assert captured.err == f"R² {r2:.4f}\n"
+    assert captured.err == f"R² {r2:.4f}, RMSE {np.sqrt(((found - y) ** 2).mean()):.6g}\n"
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("1e39", "line 2, column 3 is 1e39; numbers must be smaller than 1e+30"),
+        ("-1e308", "line 2, column 3 is -1e308; numbers must be smaller than 1e+30"),
+    ],
+)
+def test_predict_answers_nothing_that_is_not_finite(flower_run, tmp_path, capsys, cell, message):
+    new, out = tmp_path / "new.csv", tmp_path / "out.txt"
+    new.write_text(f"0,90,5\n0,-90,{cell}\n")
+    out.write_text("old")
+    assert cli.main(["predict", str(flower_run), str(new), "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert f"funcprop predict: {new}: {message}" in captured.err
+    assert captured.out == ""
+    assert out.read_text() == "old"
+
+
+def test_a_network_beyond_its_floats_answers_nothing(flower_run, tmp_path, monkeypatch, capsys):
+    """Features of tiny units reach far, scaled; and there scores are infinite."""
+    new = tmp_path / "new.csv"
+    new.write_text("0,90,5\n0,-90,5\n")
+    loaded = trained.load(flower_run)
+
+    def scaled(scale):
+        model, params, meaning = loaded
+        monkeypatch.setattr(
+            trained, "load", lambda folder: (model, params, meaning._replace(scale=scale))
+        )
+        assert cli.main(["predict", str(flower_run), str(new)]) == 2
+        return capsys.readouterr()
+
+    out, err = scaled(loaded[2].scale * 1e-38)
+    assert (out, "row 1, column 2 is 90, too large for float32 once it is scaled" in err) == (
+        "",
+        True,
+    )
+    out, err = scaled(loaded[2].scale * np.array([1, 3e-39 * 90, 1]))
+    assert (out, "the prediction of row 1 is not finite; are its features" in err) == ("", True)
 
 
 # ------------------------------------------------------------------------------- check
@@ -478,8 +562,8 @@ def test_check_goes_on_where_a_layer_raises(monkeypatch, capsys):
         ("--sizes 8,8", "--sizes: '8,8' is no whole number above 0"),
         ("--seed -1", r"--seed: '-1' is no whole number from 0 to 2\^32 - 1"),
         ("--seed 4294967296", "--seed: '4294967296' is no whole number from 0"),
-        ("--colour red", "unrecognized arguments: --colour red"),
-        ("--epoch 3", "unrecognized arguments: --epoch 3"),
+        ("--colour red", "unrecognized arguments: --colour"),
+        ("--epoch 3", "unrecognized arguments: --epoch"),
         ("tarin", "argument command: invalid choice: 'tarin' .*train.*predict.*check"),
         ("predict", "the following arguments are required: RUN, FILE"),
         ("check --dtype float16", "--dtype: invalid choice: 'float16' .*bfloat16"),
@@ -499,12 +583,16 @@ def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
     ("content", "options", "message"),
     [
         (None, "", "data.csv: No such file or directory"),
-        ("a,b\n1\n", "", "data.csv: line 2 has 1 columns, 2 are due"),
-        ("1,nan,0\n2,3,1\n", "", "data.csv: line 1, column 2 is 'nan', a number is due"),
+        ("a,b\n1\n", "", "data.csv: line 2 has 1 column, line 1 has 2"),
+        ("1,nan,0\n2,3,1\n", "", "data.csv: line 1, column 2 is 'nan', missing"),
         ("1,2,\n2,3,1\n", "", "data.csv: line 1 has no label"),
-        ("1,2,a\n3,4,a\n", "", "data.csv: every label is a; two or more are due"),
+        ("1,2,a\n3,4,a\n", "", "data.csv: every label is 'a'; there must be two or more"),
         ("1,2,a\n3,4,b\n", "", "there are 2 examples, too few"),
-        ("1,2,.5\n3,4,1\n", "", "data.csv: its labels are real numbers, .* use --loss mean_squ"),
+        (
+            "1,2,.5\n3,4,1\n",
+            "--loss hinge",
+            "data.csv: its labels are real numbers, .* use --loss mean_squ",
+        ),
         ("1,2,a\n3,4,b\n" * 5, "--batch-size 9", "--batch-size is 9, there are 8 examples"),
     ],
 )
@@ -545,22 +633,15 @@ def test_a_bad_run_is_one_line_and_exit_code_2(flower_run, tmp_path, capsys):
     shutil.copytree(flower_run, copy)
     fails("cannot write to .*: Not a directory", "--out", str(new / "out.txt"))
     (copy / "params.npz").write_bytes(b"no zip")
-    fails("its model.json or params.npz is damaged")
+    fails("copy: its params.npz is damaged or of another run: .* train again$")
     (copy / "params.npz").unlink()
     fails("params.npz is missing")
     shutil.copy(flower_run / "params.npz", copy)
-    described = json.loads((copy / "model.json").read_text())
-    for content in ("{", "[]", "{}", json.dumps({**described, "activation": "rely"})):
-        (copy / "model.json").write_text(content)
-        fails("its model.json or params.npz is damaged")
-    (copy / "model.json").write_text(json.dumps({**described, "sizes": [3, 8, 2]}))
-    fails(r"are due")
-    (copy / "model.json").write_text(json.dumps(described))
     new.write_text("0,1\n")
-    fails("new.csv: it has 2 columns; 3 features, or these and a label, are due")
+    fails("new.csv: it has 2 columns; it must have 3, the features, or 4 as the training data")
     np.savez(tmp_path / "new.npz", x=np.zeros((2, 5)))
     new = tmp_path / "new.npz"
-    fails("new.npz: it has 5 features, 3 are due")
+    fails("new.npz: x has 5 features, it must have 3")
 
 
 def test_help_and_version(capsys):
@@ -594,6 +675,166 @@ def test_interrupted(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "funcprop train: interrupted\n"
+
+
+def test_signals_are_those_of_before_when_a_command_has_ended(capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert cli.main(["--version"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("moment", ["_draw", "_fitted", "save"])
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_leaves_the_old_run_and_no_rubbish(
+    tmp_path, monkeypatch, capsys, moment, number, code, word
+):
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(out), *SMALL]
+    monkeypatch.setattr(runs, "_draw", lambda *arguments: False)
+    assert cli.main(words) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+
+    def stopped(*arguments, **options):
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)  # the second one of an impatient user
+
+    if moment == "save":
+        monkeypatch.setattr(run_folder, "write_durably", stopped)
+    else:
+        monkeypatch.setattr(runs, moment, stopped)
+    assert cli.main([*words, "--seed", "1"]) == code
+    assert capsys.readouterr().err == f"funcprop train: {word}\n"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers.csv", "run"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_at_the_worst_moment_changes_nothing(monkeypatch, capsys, number):
+    def interrupted():
+        signal.raise_signal(number)  # before the line that answers the first one
+        return files.uninterrupted()
+
+    monkeypatch.setattr(runs, "train", lambda args: signal.raise_signal(number))
+    monkeypatch.setattr(cli, "uninterrupted", interrupted)
+    code, line = failure(capsys)
+    assert (code, line.split()[2]) in {(130, "interrupted"), (143, "terminated")}
+
+
+def test_a_signal_after_the_run_was_written_says_so(tmp_path, no_picture, monkeypatch, capsys):
+    out = tmp_path / "run"
+    monkeypatch.setattr(runs, "summary", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
+    code, line = failure(capsys, *words)
+    assert code == 143
+    assert line == f"funcprop train: terminated; the run was written to {out} before"
+    trained.load(out)
+
+
+class Full(io.StringIO):
+    """A standard output that takes a few lines."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        if len(self.getvalue()) > 10:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "funcprop train: cannot write to standard output: No space left on device\n",
+        ),
+        (None, 0, ""),
+    ],
+)
+def test_a_run_is_written_whatever_becomes_of_the_output(
+    tmp_path, no_picture, monkeypatch, capsys, error, code, message
+):
+    out = tmp_path / "run"
+    stream = None if error is None else Full(error)
+    monkeypatch.setattr(sys, "stdout", stream)
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), "--sizes", "8"]
+    assert cli.main([*words, "--epochs", "20"]) == code
+    assert capsys.readouterr().err == message
+    trained.load(out)
+    if stream is not None:
+        assert stream.getvalue().startswith('f.csv: classification of column 4 "kind"')
+        assert "epoch" not in stream.getvalue()
+
+
+def test_predictions_need_an_output(flower_run, tmp_path, monkeypatch, capsys):
+    new = tmp_path / "new.csv"
+    new.write_text("0,90,5\n")
+    monkeypatch.setattr(sys, "stdout", None)
+    code, line = failure(capsys, "predict", str(flower_run), str(new))
+    assert (code, line) == (2, "funcprop predict: standard output is closed; give --out FILE")
+    # print() takes None for standard output.
+    monkeypatch.setattr(sys, "stdout", stdout := io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    new.write_text("0,90,5,lily\n")
+    assert cli.main(["predict", str(flower_run), str(new)]) == 0
+    assert stdout.getvalue() == "lily\n"
+
+
+def test_no_file_of_ours_gets_the_number_of_a_closed_stream(monkeypatch):
+    opened = []
+    monkeypatch.setattr(os, "fstat", lambda number: () if number == 1 else os.stat("/nowhere"))
+    monkeypatch.setattr(os, "open", lambda *arguments: opened.append(arguments))
+    cli._open_closed_numbers()
+    monkeypatch.undo()
+    assert opened == [(os.devnull, os.O_RDWR)] * 2
+
+
+def test_a_result_is_printed_when_it_is_written(tmp_path, no_picture, monkeypatch, capsys):
+    write = run_folder.write
+
+    def looked_at(*arguments):
+        printed.append(capsys.readouterr().out)
+        write(*arguments)
+
+    printed = []
+    monkeypatch.setattr(run_folder, "write", looked_at)
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(tmp_path / "run"), *SMALL]
+    assert cli.main(words) == 0
+    (before,) = printed
+    assert before.endswith("f: 32 examples to train on, 8 to test with, 3 features, 2 classes\n")
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_json_has_no_nan(tmp_path, no_picture, monkeypatch, capsys):
+    fitted, out = runs._fitted, tmp_path / "run"
+
+    def one_bad_epoch(*arguments):
+        params, rows = fitted(*arguments)
+        return params, [{**rows[0], "loss": math.inf, "delta": [math.nan]}, *rows[1:]]
+
+    monkeypatch.setattr(runs, "_fitted", one_bad_epoch)
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
+    assert cli.main(words) == 0
+    first, last = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert first["loss"] is None
+    assert first["delta"] == [None]
+    assert last["loss"] > 0
+    outer, path = contraction.outer, tmp_path / "check.json"
+    monkeypatch.setattr(contraction, "outer", lambda delta, x: jnp.nan * outer(delta, x))
+    words = ["check", "--only", "affine", "--dtype", "float32", "--json", str(path)]
+    assert cli.main(words) == 1
+    assert "NaN" not in path.read_text()
+    assert json.loads(path.read_text())[0]["leaf_eps"] is None
 
 
 def test_a_reader_that_stops_early_is_no_error(flower_run, tmp_path):

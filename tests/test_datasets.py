@@ -71,7 +71,7 @@ def test_split_of_floats_ignores_their_values():
     ("lengths", "test", "message"),
     [
         ((4, 5), 0.2, "x has 4 examples, y has 5"),
-        ((5, 5), 1.0, r"test is 1\.0, a share between 0 and 1"),
+        ((5, 5), 1.0, r"test is 1\.0, it must be a share between 0 and 1"),
         ((2, 2), 0.2, "2 examples, too few to set a share of 0.2 apart"),
     ],
 )
@@ -79,6 +79,11 @@ def test_split_says_what_is_wrong(lengths, test, message):
     n_x, n_y = lengths
     with pytest.raises(DataError, match=message):
         datasets.split(np.zeros((n_x, 2)), np.zeros(n_y, int), test=test)
+
+
+def test_split_says_that_classes_are_too_small():
+    with pytest.raises(DataError, match=r"4 examples, too few .*: of 2 classes the largest has 2"):
+        datasets.split(np.zeros((4, 2)), np.array([0, 0, 1, 1]))
 
 
 # -------------------------------------------------------------------------------- load
@@ -89,19 +94,15 @@ def test_split_says_what_is_wrong(lengths, test, message):
     [
         ("1,2,0\n3,4,1\n", [[1, 2], [3, 4]], [0, 1]),
         ("a,b,label\n1,2,0\n", [[1, 2]], [0]),
-        ("a,b,label\r\n1,2,0\r\n\r\n3,4,1\r\n", [[1, 2], [3, 4]], [0, 1]),
         ("1,2,cat\n3,4,dog\n", [[1, 2], [3, 4]], ["cat", "dog"]),
-        ("1, 2, cat \n", [[1, 2]], ["cat"]),
-        ('"1","2","a, b"\n', [[1, 2]], ["a, b"]),
         ("1,2,0.5\n3,4,1\n", [[1, 2], [3, 4]], [0.5, 1]),
-        ("\ufeff1,2,0\n", [[1, 2]], [0]),
         ("-1e-3,1700000000.5,0\n", [[-1e-3, 1700000000.5]], [0]),
     ],
-    ids=["bare", "names", "line ends", "strings", "spaces", "quotes", "real", "mark", "wide"],
+    ids=["bare", "names", "strings", "real", "wide"],
 )
 def test_load_csv(tmp_path, text, x, y):
     path = tmp_path / "data.csv"
-    path.write_bytes(text.encode())
+    path.write_text(text)
     found_x, found_y = datasets.load(path)
     assert found_x.tolist() == x
     assert found_y.tolist() == y
@@ -111,79 +112,88 @@ def test_load_csv(tmp_path, text, x, y):
 def test_load_csv_without_labels(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("a,b\n1,2\n3,4\n")
-    x, y = datasets.load(path, features=2)
+    x, y = datasets.load(path, label=None)
     assert x.tolist() == [[1, 2], [3, 4]]
     assert y is None
 
 
-@pytest.mark.parametrize(
-    ("text", "features", "message"),
-    [
-        ("", None, "it is empty"),
-        ("a,b,c\n", None, "a line of names and no examples"),
-        ("1\n2\n", None, "it has one column"),
-        ("1,2,0\n1,2\n", None, "line 2 has 2 columns, 3 are due"),
-        ("a,b,c\n1,x,0\n", None, "line 2, column 2 is 'x', a number is due"),
-        ("1,,0\n", None, "line 1, column 2 is '', a number is due"),
-        ("1,2,0\n1,nan,0\n", None, "line 2, column 2 is 'nan', a number is due"),
-        ("1,2,0\n1,inf,0\n", None, "line 2, column 2 is 'inf', a number is due"),
-        ("1,2,0\n1,2,\n", None, "line 2 has no label"),
-        ("1,2,0.5\n1,2,nan\n", None, r"y\[1\] is nan; finite numbers are due"),
-        ("1,2,0\n", 5, "it has 3 columns; 5 features, or these and a label, are due"),
-    ],
-)
-def test_load_csv_says_what_is_wrong(tmp_path, text, features, message):
-    path = tmp_path / "data.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=message):
-        datasets.load(path, features)
-
-
-def test_load_npz(tmp_path):
+@pytest.mark.parametrize("y", [[1, 0], [0.5, 1.0], ["a", "b"], [True, False]])
+def test_load_npz(tmp_path, y):
     path = tmp_path / "data.npz"
-    np.savez(path, x=np.arange(24, dtype=np.uint8).reshape(2, 3, 4), y=np.array([[1], [0]]))
-    x, y = datasets.load(path)
-    assert x.tolist() == np.arange(24).reshape(2, 12).tolist()
-    assert y.tolist() == [1, 0]
+    np.savez(path, x=np.arange(24, dtype=np.uint8).reshape(2, 3, 4), y=np.array(y)[:, None])
+    found_x, found_y = datasets.load(path)
+    assert found_x.tolist() == np.arange(24).reshape(2, 12).tolist()
+    assert found_y.tolist() == y
     np.savez(path, x=np.zeros((2, 3)))
-    assert datasets.load(path, features=3)[1] is None
+    assert datasets.load(path, label=None)[1] is None
+
+
+def test_load_npz_of_narrow_numbers(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.ones((2, 3), np.float16), y=np.array([7, 250], np.uint8))
+    x, y = datasets.load(path)
+    assert (x.dtype, y.dtype, y.tolist()) == (np.float64, np.int64, [7, 250])
 
 
 @pytest.mark.parametrize(
-    ("arrays", "features", "message"),
+    ("arrays", "message"),
     [
-        ({"x": np.zeros((2, 3))}, None, "it holds x; arrays x and y are due"),
-        ({"y": np.zeros(2)}, None, "it holds y; arrays x and y are due"),
-        ({}, None, "it holds nothing"),
-        ({"x": np.zeros(2), "y": np.zeros(2)}, None, r"x is float64\[2\], numbers \(n, d\)"),
-        ({"x": np.zeros((0, 3)), "y": np.zeros(0)}, None, r"x is float64\[0, 3\]"),
-        ({"x": np.array([["a"]]), "y": np.zeros(1)}, None, r"x is <U1\[1, 1\]"),
-        ({"x": np.zeros((2, 3)), "y": np.zeros(3)}, None, r"y is float64\[3\], 2 labels"),
-        ({"x": np.full((2, 3), np.nan), "y": np.zeros(2)}, None, r"x\[0, 0\] is nan"),
-        ({"x": np.zeros((2, 3)), "y": np.array([0, np.inf])}, None, r"y\[1\] is inf"),
-        ({"x": np.zeros((2, 3)), "y": np.zeros(2)}, 5, "it has 3 features, 5 are due"),
-        ({"x": np.array([[{}]]), "y": np.zeros(1)}, None, "it holds Python objects"),
+        ({"x": np.zeros((2, 3))}, "it holds x; it must hold the arrays x and y"),
+        ({"y": np.zeros(2)}, "it holds y; it must hold"),
+        ({}, "it holds nothing"),
+        ({"x": np.zeros(2), "y": np.zeros(2)}, r"x is float64\[2\], it must be numbers \(n, d\)"),
+        ({"x": np.zeros((0, 3)), "y": np.zeros(0)}, r"x is float64\[0, 3\]"),
+        ({"x": np.array([["a"]]), "y": np.zeros(1)}, r"x is <U1\[1, 1\]"),
+        ({"x": np.zeros((2, 3), complex), "y": np.zeros(2)}, r"x is complex128\[2, 3\]"),
+        ({"x": np.zeros((2, 3)), "y": np.zeros(3)}, r"y is float64\[3\], it must be 2 labels"),
+        ({"x": np.zeros((2, 3)), "y": np.zeros(2, complex)}, r"y is complex128\[2\]"),
+        ({"x": np.full((2, 3), np.nan), "y": np.zeros(2)}, r"x\[0, 0\] is nan; .* finite"),
+        ({"x": np.full((2, 3), 1e200), "y": np.zeros(2)}, r"x\[0, 0\] is 1e\+200; .* smaller"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, np.inf])}, r"y\[1\] is inf; .* finite"),
+        ({"x": np.zeros((2, 3)), "y": np.array([0, -1e30])}, r"y\[1\] is -1e\+30; .* smaller"),
+        (
+            {"x": np.zeros((2, 3)), "y": np.array([0, 2**63], np.uint64)},
+            r"y\[1\] is 9223372036854775808, beyond the whole numbers of 64 bits",
+        ),
+        ({"x": np.zeros((2, 3)), "y": np.array(["a", ""])}, r"y\[1\] is empty"),
+        ({"x": np.array([[{}]]), "y": np.zeros(1)}, "it holds Python objects"),
     ],
 )
-def test_load_npz_says_what_is_wrong(tmp_path, arrays, features, message):
+def test_load_npz_says_what_is_wrong(tmp_path, arrays, message):
     path = tmp_path / "data.npz"
     np.savez(path, **arrays)
     with pytest.raises(DataError, match=message):
-        datasets.load(path, features)
+        datasets.load(path)
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here")
+def test_load_does_not_round_wider_floats(tmp_path):
+    wide, narrow = np.ones((2, 3), np.longdouble), np.ones((2, 3))
+    for x, y in ((wide, narrow[:, 0]), (narrow, wide[:, 0])):
+        np.savez(tmp_path / "data.npz", x=x, y=y)
+        with pytest.raises(DataError, match=r"[xy] is float\d+\[2"):
+            datasets.load(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize(
+    "options", [{"label": "y"}, {"drop": [1]}, {"delimiter": ","}, {"header": False}]
+)
+def test_options_of_tables_are_refused_with_npz(tmp_path, options):
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.zeros((2, 3)), y=np.zeros(2))
+    with pytest.raises(DataError, match=f"--{next(iter(options))} is for tables of text; a .npz"):
+        datasets.load(path, **options)
 
 
 def test_load_says_what_is_wrong_with_the_file(tmp_path):
-    with pytest.raises(DataError, match=r"data\.txt: a \.npz or \.csv file is due"):
-        datasets.load(tmp_path / "data.txt")
+    with pytest.raises(DataError, match=r"data\.xlsx: it must be a \.npz file or a table of text"):
+        datasets.load(tmp_path / "data.xlsx")
     for name in ("data.npz", "data.csv"):
         with pytest.raises(DataError, match=f"{name}: No such file or directory"):
             datasets.load(tmp_path / name)
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match=r"folder\.csv: Is a directory"):
         datasets.load(tmp_path / "folder.csv")
-    (tmp_path / "latin.csv").write_bytes(b"1,2,caf\xe9\n")
-    with pytest.raises(DataError, match="it is no text of commas and lines"):
-        datasets.load(tmp_path / "latin.csv")
 
 
 def test_load_damaged_npz(tmp_path):

@@ -50,14 +50,31 @@ def write_html(report: Report, path: Any) -> Path:
     True
     """
     path = Path(path)
+    path.write_text(page(report), encoding="utf-8")
+    return path
+
+
+def page(report: Report) -> str:
+    """What :func:`write_html` writes.
+
+    Args:
+        report: a :class:`~funcprop.Report`.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib, which the extra ``plot`` installs.
+
+    >>> import numpy as np
+    >>> from funcprop import compare
+    >>> from funcprop.checking.page import page
+    >>> "FAILED" in page(compare({"w": np.ones((2, 2))}, {"w": np.eye(2)}))
+    True
+    """
     body = "\n".join(_section(report, 1))
-    path.write_text(
+    return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(report.title)}</title><style>{STYLE}</style></head>"
-        f"<body>{body}</body></html>\n",
-        encoding="utf-8",
+        f"<body>{body}</body></html>\n"
     )
-    return path
 
 
 def _section(report: Report, level: int) -> list[str]:
