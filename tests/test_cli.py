@@ -433,22 +433,22 @@ def test_a_network_beyond_its_floats_answers_nothing(flower_run, tmp_path, monke
     """Features of tiny units reach far, scaled; and there scores are infinite."""
     new = tmp_path / "new.csv"
     new.write_text("0,90,5\n0,-90,5\n")
-    loaded = trained.load(flower_run)
+    model, params, meaning = trained.load(flower_run)
 
-    def scaled(scale):
-        model, params, meaning = loaded
+    def scaled(scale, factor=1.0):
+        larger = jax.tree.map(lambda leaf: factor * leaf, params)
         monkeypatch.setattr(
-            trained, "load", lambda folder: (model, params, meaning._replace(scale=scale))
+            trained, "load", lambda folder: (model, larger, meaning._replace(scale=scale))
         )
         assert cli.main(["predict", str(flower_run), str(new)]) == 2
         return capsys.readouterr()
 
-    out, err = scaled(loaded[2].scale * 1e-38)
+    out, err = scaled(meaning.scale * 1e-40)
     assert (out, "row 1, column 2 is 90, too large for float32 once it is scaled" in err) == (
         "",
         True,
     )
-    out, err = scaled(loaded[2].scale * np.array([1, 3e-39 * 90, 1]))
+    out, err = scaled(meaning.scale, 1e30)
     assert (out, "the prediction of row 1 is not finite; are its features" in err) == ("", True)
 
 
