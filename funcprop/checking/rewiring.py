@@ -26,7 +26,7 @@ from jax.extend.core import Literal
 
 from ..layer import is_inexact
 from .slopes import SLOPES
-from .spots import CALLS, Change, Spots, line_of, visit
+from .spots import CALLS, Change, Spots, line_of, scan_sizes, visit
 
 try:  # the lines of the operations, which jax keeps to itself
     from jax._src.source_info_util import user_context
@@ -238,7 +238,7 @@ def lines_of(eqn):
 
 def _run_scan(eqn, values, place, spots, knobs, calls):
     body, params = eqn.params["jaxpr"], eqn.params
-    consts, carry = params["num_consts"], params["num_carry"]
+    consts, carry = scan_sizes(params)
     counted = [key for key in (spots.at if spots else ()) if key[0] == place and "steps" in key]
     numbers = [jnp.arange(params["length"])] if counted else []
 

@@ -108,7 +108,7 @@ def visit(
                 spots.add((place, k, "scale"), "scale", what, eqn)
         if name == "scan":
             for k in operands:
-                if not spots.slopes and k < eqn.params["num_consts"]:
+                if not spots.slopes and k < scan_sizes(eqn.params)[0]:
                     for word, steps in ends(eqn.params["length"]):
                         what = f"{word} of the steps of the sum alone counts"
                         spots.add((place, k, "steps", tuple(steps)), "missing term", what, eqn)
@@ -130,9 +130,17 @@ def visit(
     return [bool(moves(v)) for v in jaxpr.outvars]
 
 
+def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = map(len, params["ft_in"].unpack())  # since jax 0.11
+    return consts, carry
+
+
 def _visit_scan(eqn, moving, place, spots):
     body = eqn.params["jaxpr"].jaxpr
-    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry = scan_sizes(eqn.params)
     moving = list(moving)
     for _ in range(2):  # what moves in a carry moves it from the second step on
         scratch = Spots(spots.slopes)

@@ -19,7 +19,7 @@ from jax.extend.core import Literal
 
 from ..layer import is_inexact
 from .rewiring import RULES, lines_of
-from .spots import CALLS
+from .spots import CALLS, scan_sizes
 
 Tree = Any
 # Operations whose bits have a meaning, and those that draw.
@@ -239,7 +239,7 @@ def _call(closed: Any, least: int) -> Callable[..., list[Any]]:
 
 
 def _scan(params: dict[str, Any], values: list[Any], least: int) -> list[Any]:
-    consts, carry = params["num_consts"], params["num_carry"]
+    consts, carry = scan_sizes(params)
     body = _call(params["jaxpr"], least)
 
     def step(held, entries):
