@@ -70,6 +70,27 @@ def test_a_nan_of_the_automatic_side_in_every_dtype(dtype):
     assert not check_layer(wrong, x=x, dtype=dtype).ok
 
 
+def spread_of(factor):
+    """Variances by the textbook's formula, whose automatic gradient cancels; by hand it does not."""
+
+    def forward(params, x, key=None):
+        return jnp.mean(x * x, 1) - jnp.mean(x, 1) ** 2, x
+
+    def backward(weights, x, delta, statistic=gradient):
+        centred = x - x.mean(1, keepdims=True)
+        return factor * 2 * delta[:, None] * centred / x.shape[1], ()
+
+    return Layer(fp.stateless, forward, backward, "variance")
+
+
+def test_what_is_wrong_in_float64_too_is_not_excused():
+    x = 3e4 + np.random.default_rng(2).normal(size=(4, 8))
+    report = check_layer(spread_of(1.0), x=x)
+    report.assert_ok()
+    assert "is nearer to float64 than jax.vjp" in report.notes[0]
+    assert not check_layer(spread_of(1.002), x=x).ok
+
+
 KINKED = jnp.array([0.0, 1.0, -2.0, 0.5, -1.0])
 
 
