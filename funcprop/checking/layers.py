@@ -213,8 +213,10 @@ def judged(
     names = ("params", "x", "delta")
     inputs = dict(zip(names, (params, point["x"], delta), strict=True))
 
+    of_inputs = jax.jit(theirs.call)
+
     def of_others(inputs):
-        return jax.tree.leaves(theirs.call(*(inputs[name] for name in names), *others))
+        return jax.tree.leaves(of_inputs(*(inputs[name] for name in names), *others))
 
     return with_findings(
         report,
