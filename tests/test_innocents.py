@@ -71,7 +71,7 @@ def test_a_nan_of_the_automatic_side_in_every_dtype(dtype):
 
 
 def spread_of(factor):
-    """Variances by the textbook's formula, whose automatic gradient cancels; by hand it does not."""
+    """Variances by the textbook's formula: the automatic gradient cancels, by hand it does not."""
 
     def forward(params, x, key=None):
         return jnp.mean(x * x, 1) - jnp.mean(x, 1) ** 2, x
