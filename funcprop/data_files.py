@@ -75,11 +75,15 @@ def read(
             columns = chosen(table, label, drop)
             x, y = values(table, columns)
             return Examples(x, y, columns, table.notes)
-        given = {"label": label not in (None, -1), "drop": drop, "delimiter": delimiter}
-        for name in [
-            name for name, value in {**given, "header": header is not None}.items() if value
-        ]:
-            raise DataError(f"--{name} is for tables of text; a .npz has the arrays x and y")
+        label_given, header_given = label not in (None, -1), header is not None
+        for name, given in (
+            ("label", label_given),
+            ("drop", drop),
+            ("delimiter", delimiter),
+            ("header", header_given),
+        ):
+            if given:
+                raise DataError(f"--{name} is for tables of text; a .npz has the arrays x and y")
         return Examples(*_npz(path, labelled=label is not None), None, [])
 
 

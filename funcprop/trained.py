@@ -36,6 +36,7 @@ from .losses import (
 )
 from .mlp import Params, mlp
 from .run_folder import METRICS, MODEL, PARAMS, PICTURE
+from .tasks import REGRESSION_LOSSES
 
 ACTIVATIONS = {
     case.name: case.layer for case in catalogue.ACTIVATIONS if case.name != "elementwise"
@@ -49,7 +50,6 @@ LOSSES: dict[str, Loss] = {
     "mean_absolute_error": mean_absolute_error,
     "huber": huber(),
 }
-REGRESSION = ("mean_squared_error", "mean_absolute_error", "huber")
 
 
 class Meaning(NamedTuple):
@@ -106,7 +106,7 @@ class Meaning(NamedTuple):
         """How good the answers are, in words."""
         if self.classes is None:
             spread, error = float(np.var(y)), float(np.mean((answers - y) ** 2))
-            r2 = f"R² {1 - error / spread:.4f}, " if spread else ""  # of one number there is none
+            r2 = f"R² {1 - error / spread:.4f}, " if spread else ""  # not defined for one value
             return f"{r2}RMSE {math.sqrt(error):.6g}"
         right = int((answers == y).sum())
         return f"accuracy {100 * right / len(y):.2f} % ({right:,} of {len(y):,})"
@@ -160,7 +160,7 @@ def _is_count(value: Any) -> bool:
 
 def _are_classes(value: Any, outputs: int, loss: str) -> bool:
     if value is None:
-        return outputs == 1 and loss in REGRESSION
+        return outputs == 1 and loss in REGRESSION_LOSSES
     return (
         isinstance(value, list)
         and len({type(name) for name in value}) == 1

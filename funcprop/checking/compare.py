@@ -77,8 +77,7 @@ def compare(
         return report
     reference = (automatic, args) if callable(automatic) else None
     narrow = narrow_casts(manual, args) if callable(manual) else ()
-    dtypes = [row.dtype for row in report.leaves]
-    tolerance = 1e3 * max(map(_eps, map(jnp.dtype, dtypes)), default=0.0)
+    tolerance = 1e3 * max((_eps(row.dtype) for row in report.leaves), default=0.0)
     found = diagnose(report.pairs, {}, reference=reference, tolerance=tolerance, narrow=narrow)
     return report._replace(findings=found)
 

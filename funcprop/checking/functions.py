@@ -12,22 +12,19 @@ import numpy as np
 
 from ..layer import LayerError, is_inexact
 from .compare import in_words, side_by_side
+from .excuses import completed, excused
 from .judging import (
     NOT_DETERMINISTIC,
-    Slopes,
     both_wrong,
     by_differences,
-    cast,
-    completed,
     differ,
-    excused,
     in_float64,
-    slopes_by_differences,
     with_findings,
 )
+from .oracles import Slopes, slopes_by_differences
 from .report import Finding, Report
 from .rewiring import opened
-from .widening import all_widened, narrow_casts, x64_enabled
+from .widening import all_widened, cast, narrow_casts, x64_enabled
 
 Tree = Any
 

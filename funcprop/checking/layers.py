@@ -24,25 +24,23 @@ from ..layer import (
 from ..losses import Loss
 from .compare import in_words, side_by_side
 from .diagnosis import diagnose
+from .excuses import excused
 from .judging import (
     NOT_DETERMINISTIC,
     against_truth,
     both_wrong,
     bounded,
     by_differences,
-    cast,
     differ,
-    excused,
     finding,
     in_float64,
     pairs,
-    slopes_by_differences,
     with_findings,
 )
 from .laws import by_laws
-from .oracles import complex_step
+from .oracles import complex_step, slopes_by_differences
 from .report import Report
-from .widening import narrow_casts, widened, x64_enabled
+from .widening import cast, narrow_casts, widened, x64_enabled
 
 Tree = Any
 FAR = (0.0, 1e3)  # at these multiples of x nothing may be infinite or NaN that jax.vjp gives
@@ -165,7 +163,12 @@ def judged(
 
     @functools.cache
     def ours():
-        return widened(by_hand, given, x64, theirs.own)
+        """Our side in float64, and the share that may be rounding."""
+        try:
+            wide = widened(by_hand, given, x64, theirs.own)
+            return jax.jit(wide.call)(*exact), wide.constants
+        except Exception:  # a rule for one dtype only, and whatever it raises of others
+            return manual, 1e3 * float(jnp.finfo(dtype).eps)
 
     @functools.cache
     def function():
@@ -177,9 +180,7 @@ def judged(
     def slopes():
         return slopes_by_differences(lambda p: jnp.real(function().call(p)), point)
 
-    report = both_wrong(report, truth)
-    if not report.ok:
-        report, truth = excused(report, truth, lambda: _or(ours, exact, manual), slopes)
+    report, truth = excused(both_wrong(report, truth), truth, lambda: ours()[0], slopes)
     if np.dtype(dtype) != np.float64:
         leaves, wholes, notes = against_truth(manual, automatic, truth)
     elif analytic and function().own:
@@ -205,14 +206,9 @@ def judged(
         return report._replace(findings=(finding("not linear", nonlinear[0]),))
     if infinite and all(row.ok for row in report.leaves):
         return report._replace(findings=(finding("not finite", infinite[0]),))
-    try:
-        found = jax.jit(ours().call)(*exact)
-        tolerance = max(theirs.tolerance, function().tolerance, ours().constants)
-    except Exception:  # a rule for one dtype only
-        found, tolerance = manual, 1e3 * float(jnp.finfo(dtype).eps)
+    found, rounding = ours()
     names = ("params", "x", "delta")
     inputs = dict(zip(names, (params, point["x"], delta), strict=True))
-
     of_inputs = jax.jit(theirs.call)
 
     def of_others(inputs):
@@ -227,20 +223,12 @@ def judged(
         point=point,
         inputs=inputs,
         again=of_others,
-        tolerance=tolerance,
+        tolerance=max(theirs.tolerance, function().tolerance, rounding),
         narrow=narrow_casts(by_hand, given),
     )
 
 
 # ------------------------------------------------------------------------------ pieces
-
-
-def _or(ours, exact, manual):
-    """Our side in float64, or as it is, of a rule for one dtype only."""
-    try:
-        return jax.jit(ours().call)(*exact)
-    except Exception:  # whatever somebody's rule raises of other floats
-        return manual
 
 
 def _with_laws(report, layer, params, floats, delta, rest, key):

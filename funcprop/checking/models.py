@@ -13,11 +13,13 @@ from ..learning.backpropagation import Rule, no_state, rule_of
 from ..losses import Loss
 from ..sweep import checked_batch, split_params, value_and_backprop
 from .compare import in_words, side_by_side
-from .judging import cast, excused, slopes_by_differences, with_findings
+from .excuses import excused
+from .judging import with_findings
 from .layers import both_sides, judged
+from .oracles import slopes_by_differences
 from .parts import by_vjp, taken_apart
 from .report import Finding, Report
-from .widening import all_widened, narrow_casts, x64_enabled
+from .widening import all_widened, cast, narrow_casts, x64_enabled
 
 Tree = Any
 

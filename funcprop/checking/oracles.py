@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Tree = Any
+
+
+class Slopes(NamedTuple):
+    """Differences of a scalar function: each a tree like its point, or the list of its leaves.
+
+    Attributes:
+        gradient: the central differences.
+        left, right: the slopes of the two sides.
+        spread: how far the slopes of h and of h/2 are apart.
+        rejected: where none of them can be trusted, as at a kink.
+    """
+
+    gradient: Tree
+    left: Tree
+    right: Tree
+    spread: Tree
+    rejected: Tree
 
 
 def central_differences(
@@ -41,22 +58,16 @@ def central_differences(
     >>> slopes.round(6).tolist(), rejected.tolist()
     ([1.0, 0.0], [False, True])
     """
-    gradient, _, _, _, rejected = slopes_of(f, point, h)
-    return gradient, rejected
+    found = slopes_of(f, point, h)
+    return found.gradient, found.rejected
 
 
-def slopes_of(
-    f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-5
-) -> tuple[Tree, Tree, Tree, Tree, Tree]:
+def slopes_of(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-5) -> Slopes:
     """Central differences, and more of what they show.
 
     Where slopes of h and h/2 are far apart in most coordinates, as those of a function are that
     cancels, other steps are tried: 100 h, with Richardson's extrapolation (4 d(h/2) - d(h))/3, and
     h times the largest number of each leaf, where all are tiny or huge.
-
-    Returns:
-        ``(gradient, left, right, spread, rejected)``, trees like ``point``: the central and the
-        one-sided slopes, and how far the slopes of h and of h/2 are apart.
     """
     flat = _flat(point)
     scales = np.concatenate(
@@ -76,23 +87,25 @@ def slopes_of(
         beside = jnp.abs(slope - half_slope) > scale / 10
         rejected = ~jnp.isfinite(slope) | at_point | beside
         sides = (middle - low) / h, (high - middle) / h
-        return slope, *sides, jnp.abs(slope - half_slope), rejected
+        return Slopes(slope, *sides, jnp.abs(slope - half_slope), rejected)
 
     def larger(direction):
-        whole, left, right, _, rejected = slopes(100 * h, direction)
-        half, *_, spread, _ = slopes(50 * h, direction)
-        return (4 * half - whole) / 3, left, right, spread / 3, rejected
+        whole, half = slopes(100 * h, direction), slopes(50 * h, direction)
+        gradient = (4 * half.gradient - whole.gradient) / 3
+        return whole._replace(gradient=gradient, spread=half.spread / 3)
 
     def relative(direction):
         size = direction @ scales
-        *found, rejected = slopes(h, size * direction)
-        return *(values / size for values in found), rejected
+        found = slopes(h, size * direction)
+        gradient, left, right, spread = (values / size for values in found[:4])
+        return Slopes(gradient, left, right, spread, found.rejected)
 
     def unsure(found, step):
         """The relative error of most slopes; of a step beside numbers of this size as well."""
         with np.errstate(invalid="ignore"):
-            spread = np.median(np.where(found[4], np.inf, found[3])) if flat.size else 0.0
-            share = spread / (np.abs(found[0]).max(initial=0) or 1.0)
+            trusted = np.where(found.rejected, np.inf, found.spread)
+            spread = np.median(trusted) if flat.size else 0.0
+            share = spread / (np.abs(found.gradient).max(initial=0) or 1.0)
         rounding = float(np.finfo(np.float64).eps) * np.abs(flat).max(initial=0) / step
         return np.inf if np.isnan(share) else max(share, rounding)
 
@@ -103,7 +116,28 @@ def slopes_of(
             (_each(relative, flat.size), h * scales.max()),
         ]
         found, _ = min((found, h), *others, key=lambda pair: unsure(*pair))
-    return tuple(_like(point, part) for part in found)
+    return Slopes(*(_like(point, part) for part in found))
+
+
+def slopes_by_differences(
+    value: Callable[[Tree], Any], point: Tree, coarse: bool = False
+) -> Slopes:
+    """Leaf by leaf, of a function of float64; or, with a step that survives it, of one that rounds
+    to less.
+    """
+    if not coarse:
+        return Slopes(*map(jax.tree.leaves, slopes_of(value, point)))
+    slopes = jax.tree.leaves(coarse_differences(value, point))
+    none = [np.zeros(s.shape, bool) for s in slopes]
+    return Slopes(slopes, slopes, slopes, none, none)
+
+
+def slopes_allow(values, left, right) -> np.ndarray:
+    """Which values lie between the slopes of two sides, as those at a kink may."""
+    with np.errstate(all="ignore"):
+        room = 1e-4 * np.maximum(np.abs(left), np.abs(right))
+        low, high = np.minimum(left, right) - room, np.maximum(left, right) + room
+        return (low <= values) & (values <= high)
 
 
 def coarse_differences(f: Callable[[Tree], jax.Array], point: Tree, h: float = 1e-2) -> Tree:

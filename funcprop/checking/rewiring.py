@@ -221,9 +221,9 @@ def _run(jaxpr, consts, args, path, spots, knobs, calls=None, after=None):
     return [read(v) for v in jaxpr.outvars]
 
 
-def bound(eqn, values):
-    """An operation on other values than its own."""
-    given = eqn.primitive.get_bind_params(eqn.params)
+def bound(eqn, values, params=None):
+    """An operation on other values than its own, with other parameters if they are given."""
+    given = eqn.primitive.get_bind_params(eqn.params if params is None else params)
     functions, params = given if isinstance(given, tuple) else ((), given)  # before jax 0.10.2
     with lines_of(eqn):
         out = eqn.primitive.bind(*functions, *values, **params)

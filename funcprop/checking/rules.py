@@ -15,10 +15,9 @@ from ..layer import Layer
 from ..learning.backpropagation import Rule
 from ..losses import Loss
 from .compare import difference, paired, whole_difference
-from .judging import cast
 from .models import Evidence, automatic
 from .report import Report
-from .widening import widened, x64_enabled
+from .widening import cast, widened, x64_enabled
 
 Tree = Any
 

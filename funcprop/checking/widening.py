@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from ..layer import is_inexact
-from .rewiring import RULES, lines_of
+from .rewiring import RULES, bound, lines_of
 from .spots import CALLS, scan_sizes
 
 Tree = Any
@@ -62,9 +62,7 @@ def widened(f: Callable[..., Tree], args: tuple, x64: bool, anew: bool = True) -
         x64: whether 64 bits are enabled in the process that ``f`` is from.
         anew: whether ``f`` may be traced anew; functions that are compared must all be, or none.
     """
-    wide = to_float64(args)
-    sizes = [leaf.dtype.itemsize for leaf in jax.tree.leaves(args) if is_inexact(leaf)]
-    least = min(sizes, default=8)
+    wide, least = cast(args, np.float64), _least(args)
     if least == 8:
         return Wide(f, True, _narrow_in(f, wide))
     if anew and _keeps(f, wide):
@@ -84,7 +82,7 @@ def widened(f: Callable[..., Tree], args: tuple, x64: bool, anew: bool = True) -
 
 def x64_enabled() -> bool:
     """Whether 64 bits are enabled here."""
-    return jax.numpy.zeros(()).dtype == np.float64
+    return jnp.result_type(float) == np.float64
 
 
 def all_widened(fs: Sequence[Callable[..., Tree]], args: tuple, x64: bool) -> list[Wide]:
@@ -105,13 +103,22 @@ def _keeps(f: Callable[..., Tree], wide: tuple) -> bool:
     return not special and not any(_roundings(again))
 
 
-def to_float64(tree: Tree) -> Tree:
-    """Floats in float64, on the host."""
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """Floats in another dtype, on the host: on the device each shape would be compiled for."""
 
-    def cast(leaf):
-        return np.asarray(leaf).astype(np.float64) if is_inexact(leaf) else leaf
+    def of(leaf):
+        if not is_inexact(leaf):
+            return leaf
+        with np.errstate(over="ignore"):  # what is too large for it is infinite there
+            return np.asarray(leaf).astype(dtype)
 
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(of, tree)
+
+
+def _least(args: tuple) -> int:
+    """Bytes of the narrowest floats among the arguments."""
+    leaves = jax.tree.leaves(args)
+    return min((leaf.dtype.itemsize for leaf in leaves if is_inexact(leaf)), default=8)
 
 
 def _is_integer(leaf: Any) -> bool:
@@ -120,16 +127,14 @@ def _is_integer(leaf: Any) -> bool:
 
 def narrow_casts(f: Callable[..., Tree], args: tuple) -> tuple[str, ...]:
     """The floats narrower than those of ``args`` to which ``f`` rounds on the way."""
-    sizes = [leaf.dtype.itemsize for leaf in jax.tree.leaves(args) if is_inexact(leaf)]
     try:
-        found = _roundings(jax.make_jaxpr(f)(*args).jaxpr, min(sizes, default=8))
-        return tuple(sorted(set(found)))
+        return _narrow_in(f, args, _least(args))
     except Exception:  # it cannot be traced, and what it does remains unknown
         return ()
 
 
-def _narrow_in(f, wide) -> tuple[str, ...]:
-    return tuple(sorted(set(_roundings(jax.make_jaxpr(f)(*wide).jaxpr))))
+def _narrow_in(f: Callable[..., Tree], args: tuple, least: int = 8) -> tuple[str, ...]:
+    return tuple(sorted(set(_roundings(jax.make_jaxpr(f)(*args).jaxpr, least))))
 
 
 # ------------------------------------------------------------------------- looking at it
@@ -216,21 +221,14 @@ def _applied(eqn: Any, values: list[Any], least: int) -> list[Any]:
     if name not in OF_BITS | CALLBACKS and not any(_inner(eqn)):
         wide = {k: _wide(v, least) if isinstance(v, np.dtype) else v for k, v in params.items()}
         try:
-            return _bound(eqn, wide, values)
+            return bound(eqn, values, wide)
         except (TypeError, ValueError, NotImplementedError):  # it knows its own floats only
             pass
     own = [
         jnp.asarray(value, v.aval.dtype) if is_inexact(v.aval) else value
         for value, v in zip(values, eqn.invars, strict=True)
     ]
-    return _bound(eqn, params, own)
-
-
-def _bound(eqn: Any, params: dict[str, Any], values: list[Any]) -> list[Any]:
-    given = eqn.primitive.get_bind_params(params)
-    functions, params = given if isinstance(given, tuple) else ((), given)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
+    return bound(eqn, own)
 
 
 def _call(closed: Any, least: int) -> Callable[..., list[Any]]:
@@ -256,12 +254,16 @@ def _scan(params: dict[str, Any], values: list[Any], least: int) -> list[Any]:
 def _while(params: dict[str, Any], values: list[Any], least: int) -> list[Any]:
     asked, done = params["cond_nconsts"], params["body_nconsts"]
     goes_on, body = (_call(params[name], least) for name in ("cond_jaxpr", "body_jaxpr"))
-    of_question, of_body, held = np.split(np.arange(len(values)), [asked, asked + done])
+    of_question, of_body, held = (
+        values[:asked],
+        values[asked : asked + done],
+        values[asked + done :],
+    )
     return list(
         jax.lax.while_loop(
-            lambda held: goes_on(*(values[i] for i in of_question), *held)[0],
-            lambda held: body(*(values[i] for i in of_body), *held),
-            [values[i] for i in held],
+            lambda held: goes_on(*of_question, *held)[0],
+            lambda held: body(*of_body, *held),
+            held,
         )
     )
 
