@@ -414,3 +414,15 @@ def test_a_mean_over_the_wrong_axis_is_seen(shape):
 
     assert not check_layer(Layer(fp.stateless, forward, backward, "norm of mine"), shape).ok
     assert check_layer(fp.batch_norm(), shape).ok
+
+
+def test_methods_of_arrays_as_numpy_code_has_them():
+    def f(w, x):
+        return jnp.sum(jnp.tanh(x.dot(w)) ** 2)
+
+    def gradient(w, x):
+        y = jnp.tanh(x.dot(w))
+        return x.T.dot(2 * y * (1 - y * y))
+
+    draw = np.random.default_rng(3)
+    check_gradient(f, gradient, draw.normal(size=(3, 2)), draw.normal(size=(5, 3))).assert_ok()

@@ -96,7 +96,7 @@ def check_gradient(
 
     @in_float64
     def judged(report):
-        wide = cast(args, np.float64)
+        wide = jax.tree.map(jnp.asarray, cast(args, np.float64))  # NumPy has no methods for tracers
         ours, theirs, function = all_widened((gradient, automatic, f), args, x64)
 
         def of_chosen(chosen):
