@@ -275,7 +275,7 @@ def _differences(f: Callable, args: tuple, numbers: Sequence[int]) -> tuple:
                 for sign in (1, -1):
                     moved = leaf.copy()
                     moved[index] += sign * h
-                    tree = jax.tree.unflatten(structure, leaves[:k] + [moved] + leaves[k + 1 :])
+                    tree = jax.tree.unflatten(structure, [*leaves[:k], moved, *leaves[k + 1 :]])
                     two.append(float(value(*args[:number], tree, *args[number + 1 :])))
                 slope[index] = (two[0] - two[1]) / (2 * h)
             slopes.append(slope)

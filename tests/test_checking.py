@@ -334,3 +334,16 @@ def test_check_model():
     params, _ = wrong.init(jax.random.key(0), (4,))
     failed = [row.path for row in fp.check_model(wrong, params, x, y, loss).leaves if not row.ok]
     assert failed == ["[0]['b']"]
+
+
+def test_a_wrong_layer_without_its_cause():
+    def backward(weights, residuals, delta, statistic=fp.gradient):
+        delta_x, grads = right.backward(weights, residuals, delta, statistic)
+        return -delta_x, grads
+
+    right = fp.dense(3, fp.tanh)
+    wrong = right._replace(backward=backward)
+    report = check_layer(wrong, (4,), diagnose=False)
+    assert report.wrong == ("['x']",)
+    assert not report.findings
+    assert check_layer(wrong, (4,)).findings[0].kind == "sign"

@@ -52,15 +52,38 @@ FAULTS = (
         "0 1",
         "data_loss = -jnp.mean",
     ),
-    Fault("decay without its half", "dW += REG * W", "dW += 0.5 * REG * W", "factor", "0", "reg_loss ="),
+    Fault(
+        "decay without its half",
+        "dW += REG * W",
+        "dW += 0.5 * REG * W",
+        "factor",
+        "0",
+        "reg_loss =",
+    ),
     Fault("decay left out", "dW += REG * W", "dW += 0.0 * W", "missing term", "0", "reg_loss ="),
-    Fault("one too many taken off", "y].add(-1.0)", "y].add(-2.0)", "counted twice|factor", "0 1", "data_loss ="),
-    Fault("bias by the mean", "db = jnp.sum(", "db = jnp.mean(", "factor", "1", "scores = X.dot(W) + b\n    scores -= jnp.max(scores, axis=1, keepdims=True)\n    exp"),
-)  # fmt: skip
+    Fault(
+        "one too many taken off",
+        "y].add(-1.0)",
+        "y].add(-2.0)",
+        "counted twice|factor",
+        "0 1",
+        "data_loss =",
+    ),
+    Fault(
+        "bias by the mean",
+        "db = jnp.sum(",
+        "db = jnp.mean(",
+        "factor",
+        "1",
+        "scores = X.dot(W) + b\n    scores -= jnp.max(scores, axis=1, keepdims=True)\n    exp",
+    ),
+)
 HARD = (
     Hard("sure of the wrong class", "saturation", lambda rng: draw(rng, scale=8.0)),
     Hard("one example", "sizes", lambda rng: draw(rng, n=1)),
-    Hard("ties in the maximum", "ties", lambda rng: (np.zeros((5, 4)), np.zeros(4), *draw(rng)[2:])),
+    Hard(
+        "ties in the maximum", "ties", lambda rng: (np.zeros((5, 4)), np.zeros(4), *draw(rng)[2:])
+    ),
     Hard("many rows", "large", lambda rng: draw(rng, n=3000)),
     Hard("half precision", "16 bits", draw, "bfloat16"),
-)  # fmt: skip
+)
