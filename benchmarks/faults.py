@@ -77,7 +77,7 @@ class Process:
             os.dup2(self.output.fileno(), 1)
             os.dup2(self.output.fileno(), 2)
             prepare()
-            from funcprop import cli
+            from funcprop.cli import main as cli
 
             code = cli.main(words)
             sys.stdout.flush()
@@ -97,7 +97,7 @@ class Process:
 
 def undrawn() -> None:
     """A picture takes a second to draw, in which nothing happens to the folder."""
-    from funcprop import runs
+    from funcprop.cli import runs
 
     runs._draw = lambda file, *rest: bool(file.write(os.urandom(PICTURE_SIZE)))
 
@@ -183,7 +183,7 @@ class Place:
         data = str(self.root / "old.csv")
 
         def predict() -> None:
-            from funcprop import cli
+            from funcprop.cli import main as cli
 
             results = []
             for folder in folders:
@@ -228,7 +228,7 @@ class Place:
 
 def _bare(folder: Path) -> str:
     """The files as they lie, to a program that knows nothing of a run that is not in place yet."""
-    from funcprop import run_folder
+    from funcprop.cli import run_folder
 
     try:
         described = json.loads((folder / run_folder.MODEL).read_bytes())
@@ -252,7 +252,7 @@ def rubbish(folder: Path) -> bool:
 
 def rewritten(folder: Path) -> Path:
     """The same folder when the next writer has been there, in a copy."""
-    from funcprop import run_folder
+    from funcprop.cli import run_folder
 
     copy = folder.parent.with_name(f"{folder.parent.name}-next") / "run"
     shutil.copytree(folder, copy)
@@ -270,7 +270,7 @@ def kills(place: Place, times: int) -> Iterator[list[str]]:
     def listed() -> None:
         undrawn()
         made = trapped(0, die)
-        from funcprop import run_folder
+        from funcprop.cli import run_folder
 
         write = run_folder.write
 
@@ -289,7 +289,7 @@ def kills(place: Place, times: int) -> Iterator[list[str]]:
 
     def writing(act: Callable[[], Any]) -> Callable[[], None]:
         def prepare() -> None:
-            from funcprop import run_folder
+            from funcprop.cli import run_folder
 
             undrawn()
             write = run_folder.write
@@ -344,7 +344,7 @@ def terminations(place: Place, times: int) -> list[str]:
         moment = float(place.random.uniform(0, 1))
 
         def prepare(late: bool = i % 2 == 1, moment: float = moment) -> None:
-            from funcprop import runs
+            from funcprop.cli import runs
 
             undrawn()
             if late:
@@ -430,7 +430,7 @@ def full_disks(place: Place, times: int) -> list[str]:
 
 def two_writers(place: Place, times: int) -> list[str]:
     """Two that come to the end of their training together, and a reader all the while."""
-    from funcprop import run_folder
+    from funcprop.cli import run_folder
 
     folders, codes = [], []
     for _ in range(times):
@@ -439,7 +439,7 @@ def two_writers(place: Place, times: int) -> list[str]:
         go = folder.parent / "go"
 
         def prepare(ready: Path, go: Path = go) -> None:
-            from funcprop import runs
+            from funcprop.cli import runs
 
             undrawn()
             save = runs.save

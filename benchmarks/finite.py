@@ -18,8 +18,8 @@ import numpy as np
 import funcprop
 from benchmarks.mlp import DIGITS, problem
 from benchmarks.timing import heading, interleaved, spread, table
-from funcprop.rounds import Step, _scan
-from funcprop.train_state import finite
+from funcprop.training.rounds import Step, _scan
+from funcprop.training.train_state import finite
 
 
 def looks(optimizer: str, rate: float, rounds: int, steps: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import datasets as sklearn
 
-from funcprop import data_files, tasks
+from funcprop.data import data_files, tasks
 
 CLASSIFICATION, REGRESSION = tasks.TASKS
 

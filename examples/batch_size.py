@@ -28,7 +28,8 @@ import numpy as np
 import optax
 
 import funcprop as fp
-from funcprop import datasets, statistics
+from funcprop import statistics
+from funcprop import datasets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=600)

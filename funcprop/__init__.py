@@ -3,12 +3,8 @@
 import typing as _typing
 
 from . import checking as checking
-from . import datasets as datasets
 from . import statistics as statistics
-from .auxiliary import auxiliary as auxiliary
-from .auxiliary import weighted as weighted
-from .calibration import calibrate as calibrate
-from .checking.compare import compare as compare
+from .checking.comparison import compare as compare
 from .checking.functions import check_gradient as check_gradient
 from .checking.layers import check_layer as check_layer
 from .checking.models import check_model as check_model
@@ -16,25 +12,30 @@ from .checking.report import Difference as Difference
 from .checking.report import Finding as Finding
 from .checking.report import Report as Report
 from .checking.rules import check_rule as check_rule
-from .combinators import fork as fork
-from .combinators import on as on
-from .combinators import parallel as parallel
-from .combinators import pick as pick
-from .combinators import remat as remat
-from .combinators import repeat as repeat
-from .combinators import residual as residual
-from .combinators import serial as serial
-from .evaluation import accuracy as accuracy
-from .evaluation import evaluate as evaluate
-from .frozen import statistics_of as statistics_of
-from .frozen import with_statistics as with_statistics
-from .layer import Layer as Layer
-from .layer import LayerError as LayerError
-from .layer import Site as Site
-from .layer import differentiable as differentiable
-from .layer import gradient as gradient
-from .layer import sites as sites
-from .layer import stateless as stateless
+from .core.combinators import fork as fork
+from .core.combinators import on as on
+from .core.combinators import parallel as parallel
+from .core.combinators import pick as pick
+from .core.combinators import remat as remat
+from .core.combinators import repeat as repeat
+from .core.combinators import residual as residual
+from .core.combinators import serial as serial
+from .core.frozen import statistics_of as statistics_of
+from .core.frozen import with_statistics as with_statistics
+from .core.layer import Layer as Layer
+from .core.layer import LayerError as LayerError
+from .core.layer import Site as Site
+from .core.layer import differentiable as differentiable
+from .core.layer import gradient as gradient
+from .core.layer import sites as sites
+from .core.layer import stateless as stateless
+from .core.precision import cast as cast
+from .core.sharing import share as share
+from .core.summary import Row as Row
+from .core.summary import Summary as Summary
+from .core.summary import summary as summary
+from .core.sweep import value_and_backprop as value_and_backprop
+from .data import datasets as datasets
 from .layers.activations import celu as celu
 from .layers.activations import elementwise as elementwise
 from .layers.activations import elu as elu
@@ -137,40 +138,39 @@ from .learning.predictive_coding import predictive_coding as predictive_coding
 from .learning.predictive_coding import zil as zil
 from .learning.sign_symmetry import sign_symmetry as sign_symmetry
 from .learning.weight_mirror import weight_mirror as weight_mirror
-from .losses import Loss as Loss
-from .losses import hinge as hinge
-from .losses import huber as huber
-from .losses import kl_divergence as kl_divergence
-from .losses import mean_absolute_error as mean_absolute_error
-from .losses import mean_squared_error as mean_squared_error
-from .losses import no_parameters as no_parameters
-from .losses import sigmoid_cross_entropy as sigmoid_cross_entropy
-from .losses import softmax_cross_entropy as softmax_cross_entropy
-from .mlp import apply as apply
-from .mlp import backprop as backprop
-from .mlp import init as init
-from .mlp import mlp as mlp
-from .precision import cast as cast
-from .sharing import share as share
-from .stopping import not_finite as not_finite
-from .stopping import patience as patience
-from .stopping import until as until
-from .summary import Row as Row
-from .summary import Summary as Summary
-from .summary import summary as summary
-from .sweep import value_and_backprop as value_and_backprop
-from .training import TrainState as TrainState
-from .training import fit as fit
-from .training import init_state as init_state
-from .training import update_step as update_step
-from .vocabulary import linear_cross_entropy as linear_cross_entropy
+from .losses.auxiliary import auxiliary as auxiliary
+from .losses.auxiliary import weighted as weighted
+from .losses.standard import Loss as Loss
+from .losses.standard import hinge as hinge
+from .losses.standard import huber as huber
+from .losses.standard import kl_divergence as kl_divergence
+from .losses.standard import mean_absolute_error as mean_absolute_error
+from .losses.standard import mean_squared_error as mean_squared_error
+from .losses.standard import no_parameters as no_parameters
+from .losses.standard import sigmoid_cross_entropy as sigmoid_cross_entropy
+from .losses.standard import softmax_cross_entropy as softmax_cross_entropy
+from .losses.vocabulary import linear_cross_entropy as linear_cross_entropy
+from .multilayer_perceptron import apply as apply
+from .multilayer_perceptron import backprop as backprop
+from .multilayer_perceptron import init as init
+from .multilayer_perceptron import mlp as mlp
+from .training.calibration import calibrate as calibrate
+from .training.evaluation import accuracy as accuracy
+from .training.evaluation import evaluate as evaluate
+from .training.fit import TrainState as TrainState
+from .training.fit import fit as fit
+from .training.fit import init_state as init_state
+from .training.fit import update_step as update_step
+from .training.stopping import not_finite as not_finite
+from .training.stopping import patience as patience
+from .training.stopping import until as until
 
 __version__ = "0.1.0"
 
 if not _typing.TYPE_CHECKING:  # a type checker would take every name to be there
 
     def __getattr__(name):
-        from .elsewhere import missing
+        from .core.elsewhere import missing
 
         known = [key for key in globals() if not key.startswith("_")]
         raise AttributeError(missing(name, known), name=name)

@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import funcprop as fp
-from funcprop.checking import CASES, Report, check_gradient, check_layer, check_model, compare
-from funcprop.checking.cases.case import entries, labels, normal, probabilities, signs
-from funcprop.checking.cases.normalization import keyed, spread_out
-from funcprop.layer import cotangent_of, delta_of, floats_of, is_inexact, with_floats
-from funcprop.losses import no_parameters
+from funcprop.cases.case import entries, labels, normal, probabilities, signs
+from funcprop.cases.normalization import keyed, spread_out
+from funcprop.checking import CASES, Report, check_gradient, check_layer, check_model
+from funcprop.checking import compare
+from funcprop.core.layer import cotangent_of, delta_of, floats_of, is_inexact, with_floats
+from funcprop.losses.standard import no_parameters
 from funcprop.statistics import per_example_gradients
 
 Tree = Any
@@ -518,47 +519,47 @@ DENSE = (
 COMBINATORS = (
     edit(
         "serial: trees in the order of the sweep",
-        "combinators",
+        "core/combinators",
         "return delta, tuple(trees)", "return delta, tuple(reversed(trees))",
         "serial(fp.dense(5, fp.tanh), fp.dense(5, fp.tanh))", "dense",
         "0.w 0.b 1.w 1.b", "transpose",
     ),
     edit(
         "residual: the branch around it not added",
-        "combinators",
+        "core/combinators",
         "return _add_to_entry_0(delta_x, _entry_0(delta)), tree", "return delta_x, tree",
         "residual(fp.dense(5, fp.tanh))", "residual", "x", "missing term",
     ),
     edit(
         "residual: the branch around it added twice",
-        "combinators",
+        "core/combinators",
         "return _add_to_entry_0(delta_x, _entry_0(delta)), tree",
         "return _add_to_entry_0(delta_x, 2 * _entry_0(delta)), tree",
         "residual(fp.dense(5, fp.tanh))", "residual", "x", "counted twice", "factor",
     ),
     edit(
         "residual: the branch through its layer not added",
-        "combinators",
+        "core/combinators",
         "return _add_to_entry_0(delta_x, _entry_0(delta)), tree", "return delta, tree",
         "residual(fp.dense(5, fp.tanh))", "residual", "x", "missing term",
     ),
     edit(
         "fork: one of two copies",
-        "combinators",
+        "core/combinators",
         "return _sum(delta), ()", "return delta[0], ()",
         "fp.serial(fork(2), fp.parallel(fp.dense(3), fp.dense(2, fp.tanh)))", "fork, parallel",
         "x", "missing term",
     ),
     edit(
         "fork: mean of the copies",
-        "combinators",
+        "core/combinators",
         "return _sum(delta), ()", "return jax.tree.map(lambda d: d / n, _sum(delta)), ()",
         "fp.serial(fork(2), fp.parallel(fp.dense(3), fp.dense(2, fp.tanh)))", "fork, parallel",
         "x", "factor",
     ),
     edit(
         "parallel: deltas reversed",
-        "combinators",
+        "core/combinators",
         "zip(layers, weights, residuals, delta, strict=True)",
         "zip(layers, weights, residuals, delta[::-1], strict=True)",
         "fp.serial(fork(2), parallel(fp.dense(3), fp.dense(3, fp.tanh)))", "fork, parallel",
@@ -566,41 +567,41 @@ COMBINATORS = (
     ),
     edit(
         "on: sign",
-        "combinators",
+        "core/combinators",
         "return _with_entry(delta, i, delta_x), tree",
         "return _with_entry(delta, i, -delta_x), tree",
         "on(0, fp.dense(3, fp.tanh))", "on", "x.0", "sign",
     ),
     edit(
         "pick: nothing sent back",
-        "combinators",
+        "core/combinators",
         "delta_x = _with_entry(delta_x, i, own)",
         "delta_x = _with_entry(delta_x, i, 0 * own)",
         "serial(pick(0), fp.dense(3, fp.tanh))", "pick", "x.0", "stopped",
     ),
     edit(
         "repeat: the layers in the forward order",
-        "combinators",
+        "core/combinators",
         "residuals, held), length=n, reverse=True)", "residuals, held), length=n)",
         "repeat(fp.dense(5, fp.tanh), 4)", "repeat", "w b x", "transpose",
     ),
     edit(
         "remat: recomputed from a rounded input",
-        "combinators",
+        "core/combinators",
         "_, kept = layer.forward(params, x, key)",
         "_, kept = layer.forward(params, x.astype(jnp.bfloat16).astype(x.dtype), key)",
         "remat(fp.dense(3, fp.silu))", "remat", "w b x", "low precision",
     ),
     edit(
         "share: one of two uses",
-        "sharing",
+        "core/sharing",
         "functools.reduce(jnp.add, accumulated(g)).astype(g[0].dtype)", "g[0]",
         "share(fp.serial(fp.dense(5, fp.tanh), fp.dense(5, fp.tanh), fp.dense(3)), (0,), (1,))",
         "share", "shared.w shared.b", "missing term",
     ),
     edit(
         "share: the second use counted twice",
-        "sharing",
+        "core/sharing",
         "functools.reduce(jnp.add, accumulated(g)).astype(g[0].dtype)", "g[0] + 2 * g[1]",
         "share(fp.serial(fp.dense(5, fp.tanh), fp.dense(5, fp.tanh), fp.dense(3)), (0,), (1,))",
         "share", "shared.w shared.b", "counted twice", "factor",
@@ -622,14 +623,14 @@ CONVOLUTION = (
     ),
     edit(
         "conv: window shifted by one",
-        "windows",
+        "layers/windows",
         "(reach - 1 - lo, wide - 1 - (o - 1) * s + lo)",
         "(reach - 2 - lo, wide - (o - 1) * s + lo)",
         "conv(3, 3)", "conv", "x", "off by one", into="layers/convolution",
     ),
     edit(
         "conv: padding of the kernel's gradient shifted by one",
-        "windows",
+        "layers/windows",
         "(lo, reach - 1 + (o - 1) * s + 1 - wide - lo)",
         "(lo + 1, reach - 2 + (o - 1) * s + 1 - wide - lo)",
         "conv(3, 3)", "conv", "w", "off by one", into="layers/convolution",
@@ -670,7 +671,7 @@ CONVOLUTION = (
     ),
     edit(
         "conv of three axes: slices rounded",
-        "windows",
+        "layers/windows",
         "[kernel_gradient(flat, each, delta) for each in slices]",
         "[kernel_gradient(flat, each, delta).astype(jnp.bfloat16).astype(x.dtype)"
         " for each in slices]",
@@ -679,7 +680,7 @@ CONVOLUTION = (
     ),
     edit(
         "conv_transpose: taps of the kernel's gradient not reversed",
-        "windows",
+        "layers/windows",
         "return reversed_kernel(kernel_gradient(g.transposed(), delta, x, groups), groups)",
         "return jnp.swapaxes(kernel_gradient(g.transposed(), delta, x, groups), -1, -2)",
         "conv_transpose(2, 3, stride=2)", "conv_transpose", "w", "transpose",
@@ -937,7 +938,7 @@ EMBEDDING = (
         "shared.w", "missing term",
     )._replace(
         make=lambda: mutated(
-            "sharing",
+            "core/sharing",
             "functools.reduce(jnp.add, accumulated(g)).astype(g[0].dtype)", "g[1]",
         ).share(
             fp.serial(fp.embedding(5, 3), fp.dense(3, fp.tanh), fp.affine(5, bias=False)),
@@ -1498,19 +1499,19 @@ EXPERTS = (
 LOSSES = (
     edit(
         "mean_squared_error: 2 missing",
-        "losses",
+        "losses/standard",
         "lambda p, t: 2 * (p - t),", "lambda p, t: p - t,",
         "mean_squared_error", "mean_squared_error", "x.0", "factor",
     ),
     edit(
         "mean_squared_error: sign of the target's",
-        "losses",
+        "losses/standard",
         "lambda p, t: 2 * (t - p),", "lambda p, t: 2 * (p - t),",
         "mean_squared_error", "mean_squared_error", "x.1", "sign",
     ),
     edit(
         "mean_squared_error, masked tokens: the mask ignored",
-        "losses",
+        "losses/standard",
         "    slopes = jnp.where(share == 0, jnp.zeros_like(slopes), slopes)\n"
         "    return delta.reshape(delta.shape + (1,) * (slopes.ndim - 1)) * share * slopes",
         "    share = jnp.max(share, axis=1, keepdims=True)\n"
@@ -1519,65 +1520,65 @@ LOSSES = (
     ),
     edit(
         "mean_absolute_error: 0 for -1",
-        "losses",
+        "losses/standard",
         "jnp.where(p >= t, 1, -1)", "jnp.where(p >= t, 1, 0)",
         "mean_absolute_error", "mean_absolute_error", "x.0", "wrong function", "missing term",
     ),
     edit(
         "huber: not clipped",
-        "losses",
+        "losses/standard",
         "lambda p, t: clipped(p - t),", "lambda p, t: p - t,",
         "huber()", "huber", "x.0", "wrong function",
     ),
     edit(
         "huber: clipped at another threshold",
-        "losses",
+        "losses/standard",
         "jnp.clip(r, -threshold, threshold)", "jnp.clip(r, -1.1 * threshold, 1.1 * threshold)",
         "huber()", "huber", "x.0 x.1", "wrong function",
     ),
     edit(
         "sigmoid_cross_entropy: tanh for sigmoid",
-        "losses",
+        "losses/standard",
         "lambda p, t: jax.nn.sigmoid(p) - t,", "lambda p, t: jnp.tanh(p) - t,",
         "sigmoid_cross_entropy", "sigmoid_cross_entropy", "x.0", "wrong function",
     ),
     edit(
         "sigmoid_cross_entropy: target stopped",
-        "losses",
+        "losses/standard",
         "lambda p, t: -p,", "lambda p, t: 0 * p,",
         "sigmoid_cross_entropy", "sigmoid_cross_entropy", "x.1", "stopped",
     ),
     edit(
         "sigmoid_cross_entropy: exponentials overflow",
-        "losses",
+        "losses/standard",
         "lambda p, t: jax.nn.sigmoid(p) - t,", "lambda p, t: jnp.exp(p) / (1 + jnp.exp(p)) - t,",
         "sigmoid_cross_entropy", entries(normal(4, 3, scale=2000.0), probabilities(4, 3)),
         "x.0", "not finite",
     ),
     edit(
         "softmax_cross_entropy: the target's term missing",
-        "losses",
+        "losses/standard",
         "slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - q\n",
         "slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True)\n",
         "softmax_cross_entropy()", "softmax_cross_entropy", "x.0", "missing term",
     ),
     edit(
         "softmax_cross_entropy, distributions: sign",
-        "losses",
+        "losses/standard",
         "slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - q\n",
         "slopes = q - jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True)\n",
         "softmax_cross_entropy()", "softmax_cross_entropy, distributions", "x.0", "sign",
     ),
     edit(
         "softmax_cross_entropy, smoothed: labels from 1",
-        "losses",
+        "losses/standard",
         "slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - q\n",
         "slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - jnp.roll(q, 1, -1)\n",
         "softmax_cross_entropy(0.1)", "softmax_cross_entropy, smoothed", "x.0", "off by one",
     ),
     edit(
         "softmax_cross_entropy, masked tokens: the mask ignored",
-        "losses",
+        "losses/standard",
         "delta_prediction = spread(share, slopes, delta)",
         "delta_prediction = spread(0 * share + jnp.max(share, axis=1, keepdims=True), slopes,"
         " delta)",
@@ -1585,54 +1586,54 @@ LOSSES = (
     ),
     edit(
         "softmax_cross_entropy, distributions: logits for log probabilities",
-        "losses",
+        "losses/standard",
         "else -log_p\n", "else -jnp.exp(log_p)\n",
         "softmax_cross_entropy()", "softmax_cross_entropy, distributions",
         "x.1", "wrong function", "wrong place",
     ),
     edit(
         "kl_divergence: the 1 missing",
-        "losses",
+        "losses/standard",
         "by_q = jnp.log(q) + 1 - log_p", "by_q = jnp.log(q) - log_p",
         "kl_divergence", "kl_divergence", "x.1", "missing term",
     ),
     edit(
         "hinge: the margin ignored",
-        "losses",
+        "losses/standard",
         "lambda p, t: jnp.where(t * p < 1, -t, 0),", "lambda p, t: -t,",
         "hinge", entries(normal(4, 3, scale=3.0), signs(4, 3)), "x.0",
         "mask ignored", "wrong function",
     ),
     edit(
         "hinge: sign",
-        "losses",
+        "losses/standard",
         "lambda p, t: jnp.where(t * p < 1, -t, 0),", "lambda p, t: jnp.where(t * p < 1, t, 0),",
         "hinge", "hinge", "x.0", "sign",
     ),
     edit(
         "linear_cross_entropy: the last chunk alone",
-        "vocabulary",
+        "losses/vocabulary",
         "delta_h += contraction.transport", "delta_h = contraction.transport",
         "linear_cross_entropy(7, chunk=3)", "linear_cross_entropy, masked tokens",
         "x.0", "missing term",
     ),
     edit(
         "linear_cross_entropy: rows that fill up a chunk get a gradient",
-        "vocabulary",
+        "losses/vocabulary",
         "delta_z = jnp.where(alive, delta_z, 0)", "pass",
         "linear_cross_entropy(7, chunk=3)", "linear_cross_entropy, masked tokens",
         "w", "mask ignored",
     ),
     edit(
         "linear_cross_entropy, smoothed: twice the smoothing",
-        "vocabulary",
+        "losses/vocabulary",
         "+ label_smoothing / vocab\n", "+ 2 * label_smoothing / vocab\n",
         "linear_cross_entropy(7, label_smoothing=0.1, chunk=3)",
         "linear_cross_entropy, smoothed", "w x.0", "factor", "counted twice",
     ),
     edit(
         "linear_cross_entropy, smoothed: h rounded",
-        "vocabulary",
+        "losses/vocabulary",
         "return delta_h, statistic(site, h, delta_z.astype(h.dtype))",
         "return delta_h, statistic(site, h.astype(jnp.bfloat16).astype(h.dtype),"
         " delta_z.astype(h.dtype))",
@@ -1641,7 +1642,7 @@ LOSSES = (
     ),
     edit(
         "auxiliary: the coefficient missing",
-        "auxiliary",
+        "losses/auxiliary",
         "coefficient * delta), target)", "delta), target)",
         "auxiliary(fp.softmax_cross_entropy(), 0.5)", "auxiliary", "x.0.1", "factor",
     ),
@@ -2483,7 +2484,7 @@ MODEL_FAULTS = (
     ),
     inside(
         "conv: window shifted by one",
-        "windows",
+        "layers/windows",
         "(reach - 1 - lo, wide - 1 - (o - 1) * s + lo)",
         "(reach - 2 - lo, wide - (o - 1) * s + lo)",
         "conv(3, 3)",
@@ -2542,7 +2543,7 @@ MODEL_FAULTS = (
     ),
     inside(
         "residual: the branch around it not added",
-        "combinators",
+        "core/combinators",
         "return _add_to_entry_0(delta_x, _entry_0(delta)), tree", "return delta_x, tree",
         "residual(fp.dense(6, fp.tanh))",
         lambda part: fp.serial(fp.dense(6), part, fp.dense(3)),
@@ -2587,7 +2588,7 @@ MODEL_FAULTS = (
     )._replace(proven=paths("0.0.b 0.0.scale 0.1.qkv.w 0.1.qkv.b x")),
     inside(
         "softmax_cross_entropy: the target's term missing",
-        "losses",
+        "losses/standard",
         "slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True) - q\n",
         "slopes = jnp.exp(log_p) * jnp.sum(q, axis=-1, keepdims=True)\n",
         "softmax_cross_entropy()",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import funcprop as fp
-from funcprop.rows import dense
+from funcprop.core.rows import dense
 
 
 def with_rows(change):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from funcprop import cli
+from funcprop.cli import main as cli
 
 SOURCE = """
 import jax, jax.numpy as jnp

@@ -8,7 +8,7 @@ import pytest
 
 import funcprop as fp
 from funcprop import LayerError, compare
-from funcprop.layer import stateless
+from funcprop.core.layer import stateless
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -12,10 +12,11 @@ import pytest
 from jax import lax
 
 import funcprop as fp
-from funcprop import LayerError, contraction
-from funcprop import windows as maps
-from funcprop.checking.cases.case import normal
+from funcprop import LayerError
+from funcprop.cases.case import normal
+from funcprop.core import contraction
 from funcprop.layers import convolution as module
+from funcprop.layers import windows as maps
 
 pytestmark = pytest.mark.usefixtures("strict")
 

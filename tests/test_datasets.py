@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from funcprop import datasets
-from funcprop.datasets import DataError
+from funcprop.data.datasets import DataError
 
 DATA = Path(datasets.__file__).with_name("data")
 

@@ -11,8 +11,8 @@ import pytest
 import funcprop as fp
 from funcprop import check_gradient, check_layer
 from funcprop.checking import MISTAKES
-from funcprop.checking.mistakes import factor_text, is_named, named_sizes, sizes_text
-from funcprop.checking.rewiring import opened, rewired
+from funcprop.checking.diagnosis.mistakes import factor_text, is_named, named_sizes, sizes_text
+from funcprop.checking.diagnosis.rewiring import opened, rewired
 
 DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(5, 4))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.checking.cases.case import labels, normal
+from funcprop.cases.case import labels, normal
 from funcprop.layers import embedding as module
 
 pytestmark = pytest.mark.usefixtures("strict")

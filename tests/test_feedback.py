@@ -335,7 +335,7 @@ def test_alignment_shares_the_forward_pass_with_the_step():
 
 
 def test_alignment_is_drawn(tmp_path):
-    from funcprop import pictures
+    from funcprop.cli import pictures
 
     model, shape = MODELS["mlp"]
     params, x, y = made(model, shape)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.checking.cases.case import entries
-from funcprop.checking.cases.graph import MASKED, MESSAGE, PLAIN
+from funcprop.cases.case import entries
+from funcprop.cases.graph import MASKED, MESSAGE, PLAIN
 from funcprop.layers import graph, graph_pool, message_passing
 from funcprop.layers import graph_attention as module
 

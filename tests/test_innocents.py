@@ -13,8 +13,8 @@ from jax.experimental import pallas as pl
 import funcprop as fp
 from funcprop import Layer, LayerError, check_gradient, check_layer, check_model, gradient
 from funcprop.checking import check_rule
+from funcprop.checking.diagnosis.searches import is_wrong
 from funcprop.checking.oracles import slopes_of
-from funcprop.checking.searches import is_wrong
 from funcprop.checking.widening import widened
 
 X = np.random.default_rng(0).normal(size=6).astype(np.float32)
@@ -387,7 +387,7 @@ def test_a_constant_is_named_with_the_value_that_it_has():
 
 
 def test_a_diagnosis_that_fails_leaves_the_report(monkeypatch):
-    from funcprop.checking import diagnosis
+    from funcprop.checking.diagnosis import diagnosis
 
     def broken(*args):
         raise RuntimeError("no\nway")

@@ -9,9 +9,9 @@ import pytest
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.checking.catalogue import LOSSES
-from funcprop.losses import has_parameters
-from funcprop.targets import one_hot
+from funcprop.cases.catalogue import LOSSES
+from funcprop.losses.standard import has_parameters
+from funcprop.losses.targets import one_hot
 
 pytestmark = pytest.mark.usefixtures("strict")
 

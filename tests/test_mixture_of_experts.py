@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
+from funcprop.cases.case import entries, labels, normal
 from funcprop.checking import automatic
-from funcprop.checking.cases.case import entries, labels, normal
 from funcprop.layers import mixture_of_experts as module
 from funcprop.layers import routing
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.calibration import needs_calibration, observer
-from funcprop.checking.cases.case import normal
-from funcprop.checking.cases.normalization import keyed, spread_out
+from funcprop.cases.case import normal
+from funcprop.cases.normalization import keyed, spread_out
 from funcprop.layers import batch_norm as batch_module
 from funcprop.layers import dropout as dropout_module
 from funcprop.layers import normalization as module
+from funcprop.training.calibration import needs_calibration, observer
 
 pytestmark = pytest.mark.usefixtures("strict")
 

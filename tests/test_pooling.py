@@ -10,10 +10,10 @@ from jax import lax
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop import windows as maps
-from funcprop.checking.cases.case import entries, normal
-from funcprop.checking.cases.pooling import apart
+from funcprop.cases.case import entries, normal
+from funcprop.cases.pooling import apart
 from funcprop.layers import pooling, shape
+from funcprop.layers import windows as maps
 
 pytestmark = pytest.mark.usefixtures("strict")
 

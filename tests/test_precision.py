@@ -13,10 +13,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
-from funcprop import LayerError, cast, precision
-from funcprop.checking.cases.case import normal
-from funcprop.checking.catalogue import ACTIVATIONS, LAYERS
-from funcprop.layer import is_inexact
+from funcprop import LayerError, cast
+from funcprop.cases.case import normal
+from funcprop.cases.catalogue import ACTIVATIONS, LAYERS
+from funcprop.core import precision
+from funcprop.core.layer import is_inexact
 
 pytestmark = pytest.mark.usefixtures("strict")
 

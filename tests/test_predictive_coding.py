@@ -9,7 +9,7 @@ import pytest
 
 import funcprop as fp
 from funcprop import LayerError, fixed_prediction, predictive_coding, zil
-from funcprop.combinators import blocks
+from funcprop.core.combinators import blocks
 from funcprop.learning.chain import chain
 from funcprop.learning.predictive_coding import _errors, moved
 

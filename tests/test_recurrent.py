@@ -12,7 +12,7 @@ from jax import lax
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.checking.cases.case import entries, lengths, normal
+from funcprop.cases.case import entries, lengths, normal
 from funcprop.layers import bidirectional as bidirectional_module
 from funcprop.layers import gru as gru_module
 from funcprop.layers import lstm as lstm_module

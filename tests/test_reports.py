@@ -21,7 +21,7 @@ import pytest
 import funcprop as fp
 from funcprop import Finding, Report, check_model, check_rule, compare
 from funcprop.checking import MISTAKES, Diverged, replay, watch, write_html
-from funcprop.checking.patterns import pattern
+from funcprop.checking.diagnosis.patterns import pattern
 
 KEY = jax.random.key(0)
 

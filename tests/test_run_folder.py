@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from funcprop import files, mlp, run_folder, trained
-from funcprop.files import CommandError
+from funcprop import mlp
+from funcprop.cli import files, run_folder, trained
+from funcprop.cli.files import CommandError
 
 SIZES = (2, 3, 2)
 NAMES = {"params.npz", "metrics.jsonl", "training.png", "model.json"}

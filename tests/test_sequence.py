@@ -7,7 +7,7 @@ import pytest
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.checking.cases.case import entries, lengths, normal
+from funcprop.cases.case import entries, lengths, normal
 from funcprop.layers import sequence
 
 X = jnp.arange(24.0).reshape(3, 4, 2)

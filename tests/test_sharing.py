@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError, share, sharing
-from funcprop.checking.cases.case import normal
+from funcprop import LayerError, share
+from funcprop.cases.case import normal
+from funcprop.core import sharing
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.checking.cases.case import entries, normal
+from funcprop.cases.case import entries, normal
 from funcprop.layers import diagonal, ssm
 
 pytestmark = pytest.mark.usefixtures("strict")

@@ -11,10 +11,11 @@ import pytest
 from test_laws import drawn
 
 import funcprop as fp
-from funcprop import LayerError, Loss, contraction, statistics
-from funcprop.checking.catalogue import LAYERS
-from funcprop.layer import is_inexact
-from funcprop.losses import no_parameters
+from funcprop import LayerError, Loss, statistics
+from funcprop.cases.catalogue import LAYERS
+from funcprop.core import contraction
+from funcprop.core.layer import is_inexact
+from funcprop.losses.standard import no_parameters
 from funcprop.statistics.per_example import each_gradient
 
 pytestmark = pytest.mark.usefixtures("strict")

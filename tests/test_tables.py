@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from funcprop import cli, columns, data_files, datasets, pictures, runs, tables, tasks
-from funcprop.datasets import DataError
+from funcprop.cli import main as cli
+from funcprop.cli import pictures, runs
+from funcprop.data import columns, data_files, datasets, tables, tasks
+from funcprop.data.datasets import DataError
 
 HERE = Path(__file__).parent
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.checking.cases.case import entries, normal
-from funcprop.checking.cases.tree import trees
+from funcprop.cases.case import entries, normal
+from funcprop.cases.tree import trees
 from funcprop.layers import tree as module
 from funcprop.layers import tree_lstm as lstm_module
 

@@ -10,8 +10,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
-from funcprop import LayerError, compare, linear_cross_entropy, vocabulary
-from funcprop.checking.cases.case import entries, labels, mask, normal
+from funcprop import LayerError, compare, linear_cross_entropy
+from funcprop.cases.case import entries, labels, mask, normal
+from funcprop.losses import vocabulary
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -1,11 +1,11 @@
 """Comparison of hand-written with automatic gradients, for our layers and for anybody's."""
 
-from .catalogue import CASES as CASES
-from .catalogue import Case as Case
-from .compare import compare as compare
+from ..cases.catalogue import CASES as CASES
+from ..cases.catalogue import Case as Case
+from .comparison import compare as compare
+from .diagnosis.mistakes import MISTAKES as MISTAKES
 from .functions import check_gradient as check_gradient
 from .layers import check_layer as check_layer
-from .mistakes import MISTAKES as MISTAKES
 from .models import automatic as automatic
 from .models import check_model as check_model
 from .oracles import central_differences as central_differences

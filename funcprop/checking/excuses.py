@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .compare import whole_difference
+from .comparison import whole_difference
+from .diagnosis.patterns import pattern
 from .judging import EPS64
 from .oracles import Slopes, slopes_allow
-from .patterns import pattern
 from .report import Report
 
 Tree = Any

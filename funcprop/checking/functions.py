@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import LayerError, is_inexact
-from .compare import in_words, side_by_side
+from ..core.layer import LayerError, is_inexact
+from .comparison import in_words, side_by_side
+from .diagnosis.rewiring import opened
 from .excuses import completed, excused
 from .judging import (
     NOT_DETERMINISTIC,
@@ -23,7 +24,6 @@ from .judging import (
 )
 from .oracles import Slopes, slopes_by_differences
 from .report import Finding, Report
-from .rewiring import opened
 from .widening import all_widened, cast, narrow_casts, x64_enabled
 
 Tree = Any

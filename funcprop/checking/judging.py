@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from .compare import difference, retried, whole_difference
-from .diagnosis import diagnose
-from .mistakes import MISTAKES, named_sizes
+from .comparison import difference, retried, whole_difference
+from .diagnosis.diagnosis import diagnose
+from .diagnosis.mistakes import MISTAKES, named_sizes
 from .oracles import Slopes, slopes_allow
 from .report import Difference, Finding, Report
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import Site
-from ..losses import Loss
-from ..rows import dense, matrix_of
-from .compare import difference
+from ..core.layer import Site
+from ..core.rows import dense, matrix_of
+from ..losses.standard import Loss
+from .comparison import difference
 from .judging import EPS64, bounded
 from .report import Difference
 

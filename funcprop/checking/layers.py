@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import (
+from ..core.layer import (
     LayerError,
     as_shape,
     delta_of,
@@ -21,9 +21,9 @@ from ..layer import (
     is_shape,
     with_floats,
 )
-from ..losses import Loss
-from .compare import in_words, side_by_side
-from .diagnosis import diagnose
+from ..losses.standard import Loss
+from .comparison import in_words, side_by_side
+from .diagnosis.diagnosis import diagnose
 from .excuses import excused
 from .judging import (
     NOT_DETERMINISTIC,

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import Layer, floats_of, with_floats
+from ..core.layer import Layer, floats_of, with_floats
+from ..core.sweep import checked_batch, split_params, value_and_backprop
 from ..learning.backpropagation import Rule, no_state, rule_of
-from ..losses import Loss
-from ..sweep import checked_batch, split_params, value_and_backprop
-from .compare import in_words, side_by_side
+from ..losses.standard import Loss
+from .comparison import in_words, side_by_side
 from .excuses import excused
 from .judging import with_findings
 from .layers import both_sides, judged

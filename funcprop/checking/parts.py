@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..frozen import given, handing_on, is_frozen, statistics_of
-from ..layer import Layer, cotangent_of, delta_of, floats_of, gradient, with_floats
+from ..core.frozen import given, handing_on, is_frozen, statistics_of
+from ..core.layer import Layer, cotangent_of, delta_of, floats_of, gradient, with_floats
 
 Tree = Any
 

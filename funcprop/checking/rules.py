@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import Layer
+from ..core.layer import Layer
 from ..learning.backpropagation import Rule
-from ..losses import Loss
-from .compare import difference, paired, whole_difference
+from ..losses.standard import Loss
+from .comparison import difference, paired, whole_difference
 from .models import Evidence, automatic
 from .report import Report
 from .widening import cast, widened, x64_enabled

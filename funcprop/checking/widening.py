@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from ..layer import is_inexact
-from .rewiring import RULES, bound, lines_of
-from .spots import CALLS, scan_sizes
+from ..core.layer import is_inexact
+from .diagnosis.rewiring import RULES, bound, lines_of
+from .diagnosis.spots import CALLS, scan_sizes
 
 Tree = Any
 # Operations whose bits have a meaning, and those that draw.

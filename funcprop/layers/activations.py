@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erfc
 
-from ..contraction import accumulated
-from ..layer import Layer, LayerError, check_float, check_number, gradient, stateless
+from ..core.contraction import accumulated
+from ..core.layer import Layer, LayerError, check_float, check_number, gradient, stateless
 
 Function = Callable[[jax.Array], jax.Array]
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_count, check_float, gradient, shapes_of_arrays
+from ..core.contraction import accumulated, by_example
+from ..core.layer import Layer, LayerError, check_count, check_float, gradient, shapes_of_arrays
 
 _BLOCK, _LONG = 256, 512
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..contraction import Varying, accumulated, by_example, matched
-from ..layer import Layer, LayerError, check_float, described, gradient, is_concrete
+from ..core.contraction import Varying, accumulated, by_example, matched
+from ..core.layer import Layer, LayerError, check_float, described, gradient, is_concrete
 from .normalization import check_epsilon, check_norm, norm_init, scale_site
 
 

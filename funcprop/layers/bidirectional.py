@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import by_example
-from ..layer import Layer, LayerError, as_layer, gradient, is_inexact, is_shape, position
+from ..core.contraction import by_example
+from ..core.layer import Layer, LayerError, as_layer, gradient, is_inexact, is_shape, position
 from .sequence import check_lengths, valid
 from .shape import Example
 

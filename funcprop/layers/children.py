@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..layer import LayerError, check_float, is_concrete, shapes_of_arrays
+from ..core.layer import LayerError, check_float, is_concrete, shapes_of_arrays
 
 Tree = Any
 

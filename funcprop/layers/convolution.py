@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import contraction
-from ..layer import Layer, LayerError, Site, check_count, check_float, float_shape, gradient
-from ..windows import (
+from ..core import contraction
+from ..core.layer import Layer, LayerError, Site, check_count, check_float, float_shape, gradient
+from .dense import check_features, zeros
+from .windows import (
     Padding,
     Windows,
     check_counts,
@@ -22,7 +23,6 @@ from ..windows import (
     per_axis,
     reversed_kernel,
 )
-from .dense import check_features, zeros
 
 he_normal = jax.nn.initializers.he_normal()
 

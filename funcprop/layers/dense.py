@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import contraction
-from ..layer import (
+from ..core import contraction
+from ..core.layer import (
     Layer,
     LayerError,
     Site,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..contraction import Varying, accumulated, by_example, matched, total
-from ..layer import (
+from ..core.contraction import Varying, accumulated, by_example, matched, total
+from ..core.layer import (
     Layer,
     LayerError,
     Site,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, check_float, check_number, gradient, stateless
+from ..core.layer import Layer, check_float, check_number, gradient, stateless
 
 
 def dropout(rate: float) -> Layer:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import contraction
-from ..layer import (
+from ..core import contraction
+from ..core.layer import (
     FloatShape,
     Layer,
     LayerError,
@@ -23,7 +23,7 @@ from ..layer import (
     is_shape,
     stateless,
 )
-from ..rows import OneHot
+from ..core.rows import OneHot
 from .dense import check_features
 
 lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)

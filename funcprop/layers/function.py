@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, Site, cotangent_of, delta_of, example_batch, gradient, stateless
+from ..core.layer import Layer, Site, cotangent_of, delta_of, example_batch, gradient, stateless
 
 
 def function(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..layer import Layer, LayerError, check_count, float_shape, gradient, position
+from ..core.layer import Layer, LayerError, check_count, float_shape, gradient, position
 from .activations import gelu, sigmoid, silu
 from .dense import affine, he_normal
 

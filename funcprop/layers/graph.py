@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .. import contraction
-from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, Site, check_float, gradient, is_concrete, shapes_of_arrays
+from ..core import contraction
+from ..core.contraction import accumulated, by_example
+from ..core.layer import (
+    Layer,
+    LayerError,
+    Site,
+    check_float,
+    gradient,
+    is_concrete,
+    shapes_of_arrays,
+)
 from .dense import check_affine, check_features, he_normal, zeros
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import Varying, accumulated, matched, total
-from ..layer import Layer, LayerError, Site, check_count, check_number, gradient, position
+from ..core.contraction import Varying, accumulated, matched, total
+from ..core.layer import Layer, LayerError, Site, check_count, check_number, gradient, position
 from .dense import affine, check_features, he_normal, zeros
 from .graph import Graphs, added, shape_of_graph, taken
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from ..contraction import accumulated
-from ..layer import Layer, gradient
+from ..core.contraction import accumulated
+from ..core.layer import Layer, gradient
 from .graph import check_graphs, check_reduce, real, shape_of_graph
 from .shape import Example
 

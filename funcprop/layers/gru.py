@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated, affine_map, outer, total, transport
-from ..layer import Layer, LayerError, Site
+from ..core.contraction import accumulated, affine_map, outer, total, transport
+from ..core.layer import Layer, LayerError, Site
 from .dense import zeros
 from .embedding import lecun_normal
 from .recurrent import recurrent

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..contraction import accumulated, transport
-from ..layer import Layer
+from ..core.contraction import accumulated, transport
+from ..core.layer import Layer
 from .embedding import lecun_normal
 from .recurrent import recurrent
 from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal, sigmoid

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated
-from ..layer import Layer, LayerError, as_layer, check_float, gradient, is_shape, position
+from ..core.contraction import accumulated
+from ..core.layer import Layer, LayerError, as_layer, check_float, gradient, is_shape, position
 from .graph import Graphs, added, check_reduce, shape_of_graph, taken
 
 NAME = "message_passing"

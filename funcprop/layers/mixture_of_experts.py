@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..contraction import Varying, accumulated, by_example, matched
-from ..layer import (
+from ..core.contraction import Varying, accumulated, by_example, matched
+from ..core.layer import (
     Layer,
     LayerError,
     Site,

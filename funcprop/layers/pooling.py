@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..contraction import accumulated, by_example, divided
-from ..layer import Layer, LayerError, check_float, float_shape, gradient
-from ..windows import Padding, Windows, check_counts, check_padding, pads_of, per_axis
+from ..core.contraction import accumulated, by_example, divided
+from ..core.layer import Layer, LayerError, check_float, float_shape, gradient
 from .shape import Example
+from .windows import Padding, Windows, check_counts, check_padding, pads_of, per_axis
 
 
 def max_pool(

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_count, float_shape, gradient, is_shape
+from ..core.contraction import accumulated, by_example
+from ..core.layer import Layer, LayerError, check_count, float_shape, gradient, is_shape
 from .sequence import check_lengths, valid
 from .steps import Cell, only_real, scan_back, scan_forward, steps_of, swapped
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .. import contraction
-from ..layer import LayerError, Site, check_float
-from ..rows import Beside
+from ..core import contraction
+from ..core.layer import LayerError, Site, check_float
+from ..core.rows import Beside
 
 Tree = Any
 orthogonal = jax.nn.initializers.orthogonal()

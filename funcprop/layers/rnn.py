@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..contraction import transport
-from ..layer import Layer, LayerError, as_layer
+from ..core.contraction import transport
+from ..core.layer import Layer, LayerError, as_layer
 from .activations import tanh
 from .dense import zeros
 from .embedding import lecun_normal

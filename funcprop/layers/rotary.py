@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, check_float, check_number, float_shape, gradient
+from ..core.contraction import accumulated, by_example
+from ..core.layer import Layer, LayerError, check_float, check_number, float_shape, gradient
 
 
 def rotary(base: float = 10000.0) -> Layer:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..contraction import accumulated, by_example
+from ..core.contraction import accumulated, by_example
 
 
 class Blocks(NamedTuple):

@@ -8,8 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..contraction import by_example
-from ..layer import Layer, LayerError, check_float, float_shape, gradient, is_concrete, is_shape
+from ..core.contraction import by_example
+from ..core.layer import (
+    Layer,
+    LayerError,
+    check_float,
+    float_shape,
+    gradient,
+    is_concrete,
+    is_shape,
+)
 from .shape import Example
 
 

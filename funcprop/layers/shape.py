@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..contraction import by_example
-from ..layer import (
+from ..core.contraction import by_example
+from ..core.layer import (
     Layer,
     LayerError,
     check_array,

@@ -8,8 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ..contraction import Varying, accumulated, matched, total
-from ..layer import Layer, LayerError, Site, check_count, gradient, position
+from ..core.contraction import Varying, accumulated, matched, total
+from ..core.layer import Layer, LayerError, Site, check_count, gradient, position
 from .dense import affine
 from .diagonal import diagonal_recurrence, entries_with_state, shape_with_state
 

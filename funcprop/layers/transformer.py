@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..combinators import on, remat, residual, serial
-from ..contraction import by_example
-from ..layer import (
+from ..core.combinators import on, remat, residual, serial
+from ..core.contraction import by_example
+from ..core.layer import (
     Layer,
     LayerError,
     as_layer,

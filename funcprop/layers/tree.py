@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated, by_example, transport
-from ..layer import Layer, LayerError, as_layer, check_count, gradient
+from ..core.contraction import accumulated, by_example, transport
+from ..core.layer import Layer, LayerError, as_layer, check_count, gradient
 from .activations import tanh
 from .children import (
     add_below,

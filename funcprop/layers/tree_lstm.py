@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated, by_example, outer, total, transport
-from ..layer import Layer, LayerError, Site, check_count, gradient
+from ..core.contraction import accumulated, by_example, outer, total, transport
+from ..core.layer import Layer, LayerError, Site, check_count, gradient
 from .children import (
     add_below,
     at,

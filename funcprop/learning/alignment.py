@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated
-from ..layer import Layer, LayerError
-from ..losses import Loss
+from ..core.contraction import accumulated
+from ..core.layer import Layer, LayerError
+from ..core.sweep import value_and_backprop
+from ..losses.standard import Loss
 from ..statistics.per_example import length
-from ..sweep import value_and_backprop
 from .backpropagation import Rule
 from .feedback import matrices
 from .state import check_state

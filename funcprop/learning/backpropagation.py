@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..layer import Layer, LayerError
-from ..losses import Loss
-from ..sweep import arrays_of, mixing_refused, models_own, value_and_backprop
+from ..core.layer import Layer, LayerError
+from ..core.sweep import arrays_of, mixing_refused, models_own, value_and_backprop
+from ..losses.standard import Loss
 
 Tree = Any
 

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..combinators import Block, blocks
-from ..contraction import accumulated
-from ..layer import (
+from ..core.combinators import Block, blocks
+from ..core.contraction import accumulated
+from ..core.layer import (
     Layer,
     LayerError,
     Shape,
@@ -26,7 +26,7 @@ from ..layer import (
     is_inexact,
     is_shape,
 )
-from ..losses import Loss, as_loss, has_parameters
+from ..losses.standard import Loss, as_loss, has_parameters
 
 Tree = Any
 Back = Callable[..., tuple[Tree, Tree]]

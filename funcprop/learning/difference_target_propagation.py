@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..combinators import joined_blocks
-from ..layer import Layer, Shape, check_number, floats_of, with_floats
+from ..core.combinators import joined_blocks
+from ..core.layer import Layer, Shape, check_number, floats_of, with_floats
+from ..core.sweep import checked_batch, shares, weighted_mean
 from ..layers.activations import tanh
 from ..layers.dense import dense
-from ..losses import Loss
-from ..sweep import checked_batch, shares, weighted_mean
+from ..losses.standard import Loss
 from .backpropagation import Rule, rule_of
 from .chain import (
     activities,

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, Shape, floats_of
-from ..losses import Loss
-from ..sweep import shares, weighted_mean
+from ..core.layer import Layer, LayerError, Shape, floats_of
+from ..core.sweep import shares, weighted_mean
+from ..losses.standard import Loss
 from .chain import losses_and_delta, several_blocks, shapes_between, weighted
 from .feedback import check_some
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..combinators import joined_blocks
-from ..layer import Layer, Shape
-from ..losses import Loss
-from ..sweep import checked_batch
+from ..core.combinators import joined_blocks
+from ..core.layer import Layer, Shape
+from ..core.sweep import checked_batch
+from ..losses.standard import Loss
 from .backpropagation import Rule, rule_of
 from .chain import activities, chain, check_example, check_shape, model_and_loss
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..combinators import joined_blocks
-from ..layer import Layer, LayerError, Shape, is_inexact
-from ..losses import Loss
-from ..sweep import checked_batch
+from ..core.combinators import joined_blocks
+from ..core.layer import Layer, LayerError, Shape, is_inexact
+from ..core.sweep import checked_batch
+from ..losses.standard import Loss
 from .backpropagation import Rule, rule_of
 from .chain import activities, chain, check_example, check_shape, model_and_loss, weighted
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due

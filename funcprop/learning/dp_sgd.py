@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..contraction import accumulated
-from ..layer import Layer, LayerError, as_layer, check_number
-from ..losses import Loss, as_loss
+from ..core.contraction import accumulated
+from ..core.layer import Layer, LayerError, as_layer, check_number
+from ..losses.standard import Loss, as_loss
 from ..statistics.clipping import clipped_gradient
 from .backpropagation import Rule, no_state, no_weights, rule_of
 

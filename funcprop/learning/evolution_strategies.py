@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from ..contraction import accumulated, one_by_one
-from ..layer import Layer, LayerError, as_layer, check_count, check_number, is_inexact
-from ..losses import Loss
-from ..sweep import mean_loss
+from ..core.contraction import accumulated, one_by_one
+from ..core.layer import Layer, LayerError, as_layer, check_count, check_number, is_inexact
+from ..core.sweep import mean_loss
+from ..losses.standard import Loss
 from .backpropagation import Rule, no_state, no_weights, rule_of
 from .state import check_flag, own_key
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, is_concrete, with_floats
+from ..core.layer import Layer, LayerError, is_concrete, with_floats
 
 Tree = Any
 MATRICES = ("w", "u")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import jax
 
-from ..layer import Layer
-from ..losses import Loss
-from ..sweep import value_and_backprop
+from ..core.layer import Layer
+from ..core.sweep import value_and_backprop
+from ..losses.standard import Loss
 from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_state

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..combinators import Block, blocks, joined_blocks
-from ..contraction import accumulated
-from ..layer import (
+from ..core.combinators import Block, blocks, joined_blocks
+from ..core.contraction import accumulated
+from ..core.layer import (
     Layer,
     LayerError,
     Site,
@@ -21,8 +21,8 @@ from ..layer import (
     check_number,
     gradient,
 )
-from ..sweep import checked_batch, shares
-from ..targets import one_hot
+from ..core.sweep import checked_batch, shares
+from ..losses.targets import one_hot
 from .backpropagation import Rule, no_state
 from .chain import check_array, functions
 from .state import own_key
@@ -48,7 +48,7 @@ def forward_forward(
     mean over all draws.
 
     A block is a part of the model with parameters and those behind it without
-    (:func:`~funcprop.combinators.blocks`).  ``value`` is the sum over blocks of the mean ℓₗ of true
+    (:func:`~funcprop.core.combinators.blocks`).  ``value`` is the sum over blocks of the mean ℓₗ of true
     labels and that of wrong ones.  The prediction (B, classes) is Σₗ gₗ with each label in turn: a
     forward pass a class.
 

@@ -8,19 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..combinators import blocks, joined_blocks
-from ..contraction import Varying, divided, matched, one_by_one
-from ..layer import (
-    Layer,
-    LayerError,
-    as_layer,
-    check_count,
-    floats_of,
-    gradient,
-    with_floats,
-)
-from ..losses import Loss, as_loss, has_parameters
-from ..sweep import checked_batch, mean_loss, shares, weighted_mean
+from ..core.combinators import blocks, joined_blocks
+from ..core.contraction import Varying, divided, matched, one_by_one
+from ..core.layer import Layer, LayerError, as_layer, check_count, floats_of, gradient, with_floats
+from ..core.sweep import checked_batch, mean_loss, shares, weighted_mean
+from ..losses.standard import Loss, as_loss, has_parameters
 from .backpropagation import Rule, no_state, rule_of
 from .chain import functions, weighted
 from .state import check_flag, own_key

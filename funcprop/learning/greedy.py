@@ -7,22 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from ..combinators import Block, joined_blocks, serial
-from ..layer import Layer, LayerError, Shape, gradient
+from ..core.combinators import Block, joined_blocks, serial
+from ..core.layer import Layer, LayerError, Shape, gradient
+from ..core.sweep import checked_batch, forward_pass, shares, weighted_mean
 from ..layers.activations import identity
 from ..layers.dense import affine
 from ..layers.shape import flatten
-from ..losses import Loss
-from ..sweep import checked_batch, forward_pass, shares, weighted_mean
+from ..losses.standard import Loss
 from .backpropagation import Rule, rule_of
-from .chain import (
-    chain,
-    check_array,
-    check_shape,
-    model_and_loss,
-    several_blocks,
-    shapes_between,
-)
+from .chain import chain, check_array, check_shape, model_and_loss, several_blocks, shapes_between
 from .state import check_optimizer, check_state, descended
 
 Tree = Any
@@ -51,7 +44,7 @@ def greedy(model: Layer, loss: Loss, shape: Shape, optimizer: optax.GradientTran
     batch at that step (decoupled greedy learning: Belilovsky 2020, arXiv 1901.08164), where older
     greedy methods train one to its end before the next.  The last block has no readout: its
     output is the prediction, and its tree is backprop's.  A block is a part of the model with
-    parameters and those behind it without (:func:`~funcprop.combinators.blocks`).
+    parameters and those behind it without (:func:`~funcprop.core.combinators.blocks`).
 
     The readouts are an affine map each, of the last axis where block and prediction agree in all
     others, else of the whole output.  They are the rule's state, which ``optimizer`` trains and the

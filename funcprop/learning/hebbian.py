@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..combinators import Block, blocks, joined_blocks
-from ..contraction import accumulated, total
-from ..layer import Layer, LayerError, Site, as_layer
-from ..losses import Loss
+from ..core.combinators import Block, blocks, joined_blocks
+from ..core.contraction import accumulated, total
+from ..core.layer import Layer, LayerError, Site, as_layer
+from ..core.sweep import checked_batch, shares, weighted_mean
+from ..losses.standard import Loss
 from ..statistics.statistic import AtSite, map_sites
-from ..sweep import checked_batch, shares, weighted_mean
 from .backpropagation import Rule, no_state, rule_of
 from .chain import check_array, functions, model_and_loss, weighted
 from .state import check_flag
@@ -38,7 +38,7 @@ def hebbian(model: Layer, loss: Loss | None = None, *, oja: bool = False) -> Rul
     principal component of its inputs, and several find it too, since none hears of the others.
 
     A block is a part of the model with parameters and those behind it without
-    (:func:`~funcprop.combinators.blocks`); what a pooling leaves out gets no delta.
+    (:func:`~funcprop.core.combinators.blocks`); what a pooling leaves out gets no delta.
 
     Args:
         model: blocks of one matrix each: dense layers, convolutions, embeddings.

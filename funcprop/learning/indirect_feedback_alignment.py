@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..combinators import joined_blocks
-from ..layer import Layer, LayerError, Shape, Site, gradient
-from ..losses import Loss
+from ..core.combinators import joined_blocks
+from ..core.layer import Layer, LayerError, Shape, Site, gradient
+from ..core.sweep import checked_batch
+from ..losses.standard import Loss
 from ..statistics.statistic import AtSite, map_sites
-from ..sweep import checked_batch
 from .backpropagation import Rule, rule_of
 from .chain import activities, chain, check_example, check_shape, model_and_loss, several_blocks
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due

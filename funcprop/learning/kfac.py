@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, Shape, check_number, is_inexact
-from ..losses import Loss
+from ..core.layer import Layer, Shape, check_number, is_inexact
+from ..core.sweep import value_and_backprop
+from ..losses.standard import Loss
 from ..statistics.curvature import Errors, sampled
 from ..statistics.kfac import factors_of, kfac_factors
-from ..sweep import value_and_backprop
 from .backpropagation import Rule, rule_of
 from .chain import check_shape, example_for, model_and_loss
 from .state import check_flag, check_state, own_key

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from ..layer import Layer
-from ..losses import Loss
-from ..sweep import value_and_backprop
+from ..core.layer import Layer
+from ..core.sweep import value_and_backprop
+from ..losses.standard import Loss
 from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_optimizer, check_state, descended

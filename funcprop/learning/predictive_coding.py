@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from ..combinators import joined_blocks
-from ..layer import (
+from ..core.combinators import joined_blocks
+from ..core.layer import (
     Layer,
     LayerError,
     Site,
@@ -18,8 +18,8 @@ from ..layer import (
     gradient,
     with_floats,
 )
-from ..losses import Loss
-from ..sweep import checked_batch, shares, weighted_mean
+from ..core.sweep import checked_batch, shares, weighted_mean
+from ..losses.standard import Loss
 from .backpropagation import Rule, no_state, rule_of
 from .chain import (
     Function,

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated
-from ..layer import Layer, LayerError, Site, check_count, check_number, gradient
-from ..losses import Loss
-from ..rows import matrix_of, of_matrix
+from ..core.contraction import accumulated
+from ..core.layer import Layer, LayerError, Site, check_count, check_number, gradient
+from ..core.rows import matrix_of, of_matrix
+from ..core.sweep import value_and_backprop
+from ..losses.standard import Loss
 from ..statistics.statistic import AtSite, map_sites
-from ..sweep import value_and_backprop
 from .backpropagation import Rule, rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_state, own_key

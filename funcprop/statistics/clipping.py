@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated
-from ..layer import Layer, LayerError, Site, as_layer, is_concrete
-from ..losses import Loss, as_loss
-from ..sweep import check_sample_weight, checked_batch, forward_pass
+from ..core.contraction import accumulated
+from ..core.layer import Layer, LayerError, Site, as_layer, is_concrete
+from ..core.sweep import check_sample_weight, checked_batch, forward_pass
+from ..losses.standard import Loss, as_loss
 from .per_example import length, norm, weighted
 from .statistic import Statistic, map_sites
 

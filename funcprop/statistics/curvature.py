@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..contraction import accumulated
-from ..layer import Layer, LayerError, as_layer, check_count
-from ..losses import Loss, as_loss
-from ..sweep import Back, checked_batch, forward_pass
+from ..core.contraction import accumulated
+from ..core.layer import Layer, LayerError, as_layer, check_count
+from ..core.sweep import Back, checked_batch, forward_pass
+from ..losses.standard import Loss, as_loss
 from .derivatives import hessian_vector_product
 from .moments import squares
 from .per_example import squared_norm
@@ -56,7 +56,7 @@ def sampled(count: int = 1) -> Errors:
     >>> sampled(0)
     Traceback (most recent call last):
         ...
-    funcprop.layer.LayerError: sampled: count is 0, it must be a positive integer
+    funcprop.LayerError: sampled: count is 0, it must be a positive integer
     """
     check_count("sampled", "count", count)
 
@@ -194,7 +194,7 @@ def fisher_diagonal(model: Layer, loss: Loss, errors: Errors = exact) -> Callabl
     >>> fisher_diagonal(dense(1), huber())
     Traceback (most recent call last):
         ...
-    funcprop.layer.LayerError: huber: it is no likelihood, from which targets could be drawn, as \
+    funcprop.LayerError: huber: it is no likelihood, from which targets could be drawn, as \
 with label smoothing or a term added none is; take errors=empirical, or ggn_diagonal
     """
     loss = as_loss(loss)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..contraction import by_example
-from ..layer import Layer, LayerError, as_layer, floats_of, gradient, is_inexact, with_floats
-from ..losses import Loss, as_loss
-from ..sweep import checked_batch, forward_pass, split_params, value_and_backprop
+from ..core.contraction import by_example
+from ..core.layer import Layer, LayerError, as_layer, floats_of, gradient, is_inexact, with_floats
+from ..core.sweep import checked_batch, forward_pass, split_params, value_and_backprop
+from ..losses.standard import Loss, as_loss
 from .per_example import each_gradient
 from .statistic import Statistic, examples_first
 

@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..contraction import accumulated, by_example
-from ..layer import Layer, LayerError, Site, as_layer
-from ..losses import Loss, as_loss
-from ..rows import OneHot, dense, matrix_of, of_matrix
-from ..sweep import checked_batch, forward_pass, shares
+from ..core.contraction import accumulated, by_example
+from ..core.layer import Layer, LayerError, Site, as_layer
+from ..core.rows import OneHot, dense, matrix_of, of_matrix
+from ..core.sweep import checked_batch, forward_pass, shares
+from ..losses.standard import Loss, as_loss
 from .curvature import Errors, exact, summed
 from .moments import squares
 from .per_example import bias

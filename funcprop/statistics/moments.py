@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..contraction import accumulated, by_example
-from ..layer import LayerError, Site, gradient
-from ..rows import OneHot, dense, of_matrix
+from ..core.contraction import accumulated, by_example
+from ..core.layer import LayerError, Site, gradient
+from ..core.rows import OneHot, dense, of_matrix
 from .per_example import bias, each_gradient
 from .statistic import Statistic, added, map_sites
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..contraction import accumulated, by_example, few_in_cache
-from ..layer import Layer, LayerError, Site
-from ..losses import Loss
-from ..rows import Beside, OneHot, Rows, dense, of_matrix, products
+from ..core.contraction import accumulated, by_example, few_in_cache
+from ..core.layer import Layer, LayerError, Site
+from ..core.rows import Beside, OneHot, Rows, dense, of_matrix, products
+from ..losses.standard import Loss
 from .statistic import Statistic, added, examples_first, map_sites
 
 Tree = Any

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..layer import Layer, LayerError, Site, as_layer
-from ..losses import Loss, as_loss
-from ..sweep import checked_batch, forward_pass
+from ..core.layer import Layer, LayerError, Site, as_layer
+from ..core.sweep import checked_batch, forward_pass
+from ..losses.standard import Loss, as_loss
 
 Tree = Any
 

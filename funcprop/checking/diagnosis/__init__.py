@@ -1,0 +1,1 @@
+"""Which usual mistake explains a wrong gradient."""

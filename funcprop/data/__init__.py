@@ -1,0 +1,1 @@
+"""Tables, CSV files and the digits, read into arrays."""
