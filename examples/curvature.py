@@ -27,8 +27,7 @@ import numpy as np
 import optax
 
 import funcprop as fp
-from funcprop import statistics
-from funcprop import datasets
+from funcprop import datasets, statistics
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

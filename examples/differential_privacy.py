@@ -31,8 +31,7 @@ import numpy as np
 import optax
 
 import funcprop as fp
-from funcprop import statistics
-from funcprop import datasets
+from funcprop import datasets, statistics
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--epsilons", type=float, nargs="+", default=[0.5, 1, 2, 4, 8, 16])

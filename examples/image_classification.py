@@ -31,8 +31,8 @@ import numpy as np
 import optax
 
 import funcprop as fp
-from funcprop.checking import automatic
 from funcprop import datasets
+from funcprop.checking import automatic
 
 parser = argparse.ArgumentParser(description="A convolutional network on digits of 8 × 8 pixels.")
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")

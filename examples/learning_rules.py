@@ -30,8 +30,8 @@ import numpy as np
 import optax
 
 import funcprop as fp
-from funcprop.checking import automatic
 from funcprop import datasets
+from funcprop.checking import automatic
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22, 23, 24])

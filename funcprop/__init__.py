@@ -5,13 +5,14 @@ import typing as _typing
 from . import checking as checking
 from . import statistics as statistics
 from .checking.comparison import compare as compare
+from .checking.diagnosis.finding import Finding as Finding
 from .checking.functions import check_gradient as check_gradient
 from .checking.layers import check_layer as check_layer
 from .checking.models import check_model as check_model
 from .checking.report import Difference as Difference
-from .checking.report import Finding as Finding
 from .checking.report import Report as Report
 from .checking.rules import check_rule as check_rule
+from .core.checks import LayerError as LayerError
 from .core.combinators import fork as fork
 from .core.combinators import on as on
 from .core.combinators import parallel as parallel
@@ -20,21 +21,25 @@ from .core.combinators import remat as remat
 from .core.combinators import repeat as repeat
 from .core.combinators import residual as residual
 from .core.combinators import serial as serial
+from .core.differentiable import differentiable as differentiable
 from .core.frozen import statistics_of as statistics_of
 from .core.frozen import with_statistics as with_statistics
 from .core.layer import Layer as Layer
-from .core.layer import LayerError as LayerError
-from .core.layer import Site as Site
-from .core.layer import differentiable as differentiable
-from .core.layer import gradient as gradient
+from .core.layer import identity as identity
 from .core.layer import sites as sites
 from .core.layer import stateless as stateless
+from .core.loss import Loss as Loss
+from .core.loss import no_parameters as no_parameters
 from .core.precision import cast as cast
+from .core.rule import Rule as Rule
 from .core.sharing import share as share
+from .core.site import Site as Site
+from .core.site import gradient as gradient
 from .core.summary import Row as Row
 from .core.summary import Summary as Summary
 from .core.summary import summary as summary
 from .core.sweep import value_and_backprop as value_and_backprop
+from .core.version import __version__ as __version__
 from .data import datasets as datasets
 from .layers.activations import celu as celu
 from .layers.activations import elementwise as elementwise
@@ -43,7 +48,6 @@ from .layers.activations import gelu as gelu
 from .layers.activations import gelu_tanh as gelu_tanh
 from .layers.activations import hard_sigmoid as hard_sigmoid
 from .layers.activations import hard_tanh as hard_tanh
-from .layers.activations import identity as identity
 from .layers.activations import leaky_relu as leaky_relu
 from .layers.activations import log_softmax as log_softmax
 from .layers.activations import mish as mish
@@ -104,7 +108,6 @@ from .layers.transformer import transformer_block as transformer_block
 from .layers.tree import tree_rnn as tree_rnn
 from .layers.tree_lstm import tree_lstm as tree_lstm
 from .learning.alignment import alignment as alignment
-from .learning.backpropagation import Rule as Rule
 from .learning.backpropagation import backpropagation as backpropagation
 from .learning.difference_target_propagation import DifferenceTargetState as DifferenceTargetState
 from .learning.difference_target_propagation import (
@@ -140,13 +143,11 @@ from .learning.sign_symmetry import sign_symmetry as sign_symmetry
 from .learning.weight_mirror import weight_mirror as weight_mirror
 from .losses.auxiliary import auxiliary as auxiliary
 from .losses.auxiliary import weighted as weighted
-from .losses.standard import Loss as Loss
 from .losses.standard import hinge as hinge
 from .losses.standard import huber as huber
 from .losses.standard import kl_divergence as kl_divergence
 from .losses.standard import mean_absolute_error as mean_absolute_error
 from .losses.standard import mean_squared_error as mean_squared_error
-from .losses.standard import no_parameters as no_parameters
 from .losses.standard import sigmoid_cross_entropy as sigmoid_cross_entropy
 from .losses.standard import softmax_cross_entropy as softmax_cross_entropy
 from .losses.vocabulary import linear_cross_entropy as linear_cross_entropy
@@ -164,8 +165,6 @@ from .training.fit import update_step as update_step
 from .training.stopping import not_finite as not_finite
 from .training.stopping import patience as patience
 from .training.stopping import until as until
-
-__version__ = "0.1.0"
 
 if not _typing.TYPE_CHECKING:  # a type checker would take every name to be there
 

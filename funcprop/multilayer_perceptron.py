@@ -26,12 +26,14 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from .core.checks import LayerError, described
 from .core.combinators import serial
-from .core.layer import Layer, LayerError, described, float_shape
+from .core.layer import Layer, float_shape
+from .core.loss import Loss
 from .core.sweep import value_and_backprop
 from .layers.activations import relu
 from .layers.dense import dense
-from .losses.standard import Loss, mean_squared_error
+from .losses.standard import mean_squared_error
 
 Params = tuple[dict[str, jax.Array], ...]
 P = ParamSpec("P")

@@ -27,10 +27,9 @@ import numpy as np
 import funcprop as fp
 from funcprop.cases.case import entries, labels, normal, probabilities, signs
 from funcprop.cases.normalization import keyed, spread_out
-from funcprop.checking import CASES, Report, check_gradient, check_layer, check_model
-from funcprop.checking import compare
-from funcprop.core.layer import cotangent_of, delta_of, floats_of, is_inexact, with_floats
-from funcprop.losses.standard import no_parameters
+from funcprop.checking import CASES, Report, check_gradient, check_layer, check_model, compare
+from funcprop.core.checks import cotangent_of, delta_of, floats_of, is_inexact, with_floats
+from funcprop.core.loss import no_parameters
 from funcprop.statistics import per_example_gradients
 
 Tree = Any
@@ -2233,20 +2232,20 @@ STATISTIC_FAULTS = (
     ),
     measured(
         "moments: the variance divided by B",
-        "moments",
+        "gradient_moments",
         "jnp.maximum(square - total * total / size, 0) / (size - 1)",
         "jnp.maximum(square - total * total / size, 0) / size",
         "moments", spread, SMALL, ALL, "factor", taken=lambda found: found.variance,
     ),
     measured(
         "moments: the mean not taken off",
-        "moments",
+        "gradient_moments",
         "jnp.maximum(square - total * total / size, 0)", "square",
         "moments", spread, SMALL, ALL, "missing term", taken=lambda found: found.variance,
     ),
     measured(
         "moments: products of two tokens missing",
-        "moments",
+        "gradient_moments",
         "rows[0].shape[1] > 1:", "rows[0].shape[1] > 99:",
         "moments", of_each(squares_of), TOKENS, "[0]['w'] [1]['w']", "missing term",
         taken=lambda found: found.sum_of_squares,

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.cases.attention import some_tokens
-from funcprop.cases.case import entries, mask, normal
+from funcprop.cases.case import entries, mask, normal, some_tokens
 from funcprop.layers import attention as module
 from funcprop.layers import gated, transformer
 from funcprop.layers import rotary as rotary_module

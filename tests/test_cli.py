@@ -18,13 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from funcprop import Layer, LayerError
+from funcprop import Layer, LayerError, datasets
 from funcprop.cases import catalogue
 from funcprop.cli import check as checks
 from funcprop.cli import files, run_folder, runs, trained
 from funcprop.cli import main as cli
 from funcprop.core import contraction
-from funcprop import datasets
 from funcprop.layers import activations
 
 SMALL = ("--sizes", "8", "--epochs", "2", "--quiet")

@@ -17,9 +17,8 @@ from jax.sharding import PartitionSpec as P
 import funcprop
 from funcprop import LayerError, Site, check_layer, differentiable, gradient, sites
 from funcprop.cases.catalogue import ACTIVATIONS, LAYERS
-from funcprop.checking import CASES
-from funcprop.checking import compare
-from funcprop.core.layer import cotangent_of, delta_of, is_inexact
+from funcprop.checking import CASES, compare
+from funcprop.core.checks import cotangent_of, delta_of, is_inexact
 from funcprop.core.rows import dense, matrix_of, of_matrix
 
 pytestmark = pytest.mark.usefixtures("strict")

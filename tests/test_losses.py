@@ -10,7 +10,7 @@ import pytest
 import funcprop as fp
 from funcprop import LayerError
 from funcprop.cases.catalogue import LOSSES
-from funcprop.losses.standard import has_parameters
+from funcprop.core.loss import has_parameters
 from funcprop.losses.targets import one_hot
 
 pytestmark = pytest.mark.usefixtures("strict")

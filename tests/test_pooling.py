@@ -10,8 +10,7 @@ from jax import lax
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.cases.case import entries, normal
-from funcprop.cases.pooling import apart
+from funcprop.cases.case import apart, entries, normal
 from funcprop.layers import pooling, shape
 from funcprop.layers import windows as maps
 

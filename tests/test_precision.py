@@ -17,7 +17,7 @@ from funcprop import LayerError, cast
 from funcprop.cases.case import normal
 from funcprop.cases.catalogue import ACTIVATIONS, LAYERS
 from funcprop.core import precision
-from funcprop.core.layer import is_inexact
+from funcprop.core.checks import is_inexact
 
 pytestmark = pytest.mark.usefixtures("strict")
 

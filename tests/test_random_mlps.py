@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop.checking import compare
-from funcprop.core.layer import LayerError
+from funcprop.core.checks import LayerError
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -14,9 +14,9 @@ import funcprop as fp
 from funcprop import LayerError, Loss, statistics
 from funcprop.cases.catalogue import LAYERS
 from funcprop.core import contraction
-from funcprop.core.layer import is_inexact
-from funcprop.losses.standard import no_parameters
-from funcprop.statistics.per_example import each_gradient
+from funcprop.core.checks import is_inexact
+from funcprop.core.loss import no_parameters
+from funcprop.statistics.at_site import each_gradient
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -26,7 +26,7 @@ def public_names():
                 found[f"{module.__name__}.{name}"] = value
     for name, value in vars(datasets).items():
         if not name.startswith("_") and getattr(value, "__module__", "") == datasets.__name__:
-            found[f"{datasets.__name__}.{name}"] = value
+            found[f"funcprop.datasets.{name}"] = value
     return found
 
 

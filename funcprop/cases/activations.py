@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..core.layer import identity
 from ..layers import activations
-from ..layers.activations import elementwise, gelu, identity, relu, silu, tanh
+from ..layers.activations import elementwise, gelu, relu, silu, tanh
 from .case import Case, normal
 
 

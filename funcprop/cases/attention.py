@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..layers.attention import attention
 from ..layers.gated import geglu, glu, swiglu
 from ..layers.rotary import rotary
 from ..layers.transformer import decoder_block, multi_head_attention, transformer_block
-from .case import Case, Draw, entries, mask, normal
-
-
-def some_tokens(*shape: int) -> Draw:
-    """A mask that leaves every example at least its first token."""
-    return lambda draw: (draw.random(shape) < 0.6) | (np.arange(shape[1]) == 0)
-
+from .case import Case, entries, mask, normal, some_tokens
 
 QUERIES = (normal(4, 3, 4, 2), normal(4, 5, 2, 2), normal(4, 5, 2, 2))
 WITHIN = (normal(4, 5, 2, 2), normal(4, 5, 2, 2), normal(4, 5, 2, 2))

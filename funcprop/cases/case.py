@@ -78,3 +78,13 @@ def entries(*draws: Any) -> Draw:
     return lambda draw: tuple(
         (entries(*entry) if isinstance(entry, tuple) else entry)(draw) for entry in draws
     )
+
+
+def some_tokens(*shape: int) -> Draw:
+    """A mask that leaves every example at least its first token."""
+    return lambda draw: (draw.random(shape) < 0.6) | (np.arange(shape[1]) == 0)
+
+
+def apart(*shape: int) -> Draw:
+    """A shuffled grid of numbers: no two are nearer than the steps of finite differences."""
+    return lambda draw: draw.permutation(np.linspace(-1, 1, int(np.prod(shape)))).reshape(shape)

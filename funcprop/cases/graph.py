@@ -12,9 +12,7 @@ from ..layers.graph_attention import graph_attention
 from ..layers.graph_pool import graph_pool
 from ..layers.message_passing import message_passing
 from ..layers.shape import concatenate
-from .attention import some_tokens
-from .case import Case, Draw, entries, normal
-from .pooling import apart
+from .case import Case, Draw, apart, entries, normal, some_tokens
 
 
 def edges(batch: int, count: int, nodes: int) -> Draw:

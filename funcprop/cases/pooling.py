@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..layers.pooling import avg_pool, global_avg_pool, max_pool
 from ..layers.shape import concatenate, flatten, reshape, transpose
-from .case import Case, Draw, entries, normal
-
-
-def apart(*shape: int) -> Draw:
-    """A shuffled grid of numbers: no two are nearer than the steps of finite differences."""
-    return lambda draw: draw.permutation(np.linspace(-1, 1, int(np.prod(shape)))).reshape(shape)
-
+from .case import Case, apart, entries, normal
 
 CASES: tuple[Case, ...] = (
     Case("max_pool", max_pool(2), apart(4, 4, 5, 2)),

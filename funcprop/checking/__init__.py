@@ -3,7 +3,8 @@
 from ..cases.catalogue import CASES as CASES
 from ..cases.catalogue import Case as Case
 from .comparison import compare as compare
-from .diagnosis.mistakes import MISTAKES as MISTAKES
+from .diagnosis.finding import MISTAKES as MISTAKES
+from .diagnosis.finding import Finding as Finding
 from .functions import check_gradient as check_gradient
 from .layers import check_layer as check_layer
 from .models import automatic as automatic
@@ -12,7 +13,6 @@ from .oracles import central_differences as central_differences
 from .oracles import complex_step as complex_step
 from .page import write_html as write_html
 from .report import Difference as Difference
-from .report import Finding as Finding
 from .report import Report as Report
 from .rules import Diverged as Diverged
 from .rules import check_rule as check_rule

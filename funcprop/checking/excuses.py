@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .comparison import whole_difference
 from .diagnosis.patterns import pattern
-from .judging import EPS64
+from .differences import EPS64, whole_difference
 from .oracles import Slopes, slopes_allow
 from .report import Report
 

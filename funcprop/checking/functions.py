@@ -10,20 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.layer import LayerError, is_inexact
-from .comparison import in_words, side_by_side
+from ..core.checks import LayerError, is_inexact
+from .diagnosis.diagnosis import with_findings
+from .diagnosis.finding import NOT_DETERMINISTIC, Finding, pairs
 from .diagnosis.rewiring import opened
+from .differences import in_words, side_by_side
 from .excuses import completed, excused
-from .judging import (
-    NOT_DETERMINISTIC,
-    both_wrong,
-    by_differences,
-    differ,
-    in_float64,
-    with_findings,
-)
+from .judging import both_wrong, by_differences, differ, in_float64
 from .oracles import Slopes, slopes_by_differences
-from .report import Finding, Report
+from .report import Report
 from .widening import all_widened, cast, narrow_casts, x64_enabled
 
 Tree = Any
@@ -140,8 +135,7 @@ def check_gradient(
         slope = None if value is None else jax.jit(jax.grad(value))
         return with_findings(
             report,
-            manual,
-            due,
+            pairs(manual, due),
             {f"argument {number}": arg for number, arg in enumerate(args)},
             value=value,
             point=chosen,

@@ -9,14 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from .comparison import difference, retried, whole_difference
-from .diagnosis.diagnosis import diagnose
-from .diagnosis.mistakes import MISTAKES, named_sizes
+from .diagnosis.finding import pairs
+from .differences import bounded, difference, retried, whole_difference
 from .oracles import Slopes, slopes_allow
-from .report import Difference, Finding, Report
+from .report import Report
 
 Tree = Any
-EPS64 = float(np.finfo(np.float64).eps)
 SATURATED = 4_096  # eps of a leaf; sums that cancel lose some hundreds
 
 
@@ -63,30 +61,6 @@ def _visible(pair, scale):
     return ours.size and max(np.abs(ours).max() / 10, np.abs(theirs).max()) > 1e-6 * scale
 
 
-def bounded(
-    compared: list[tuple[str, Any, Any]],
-    against: str,
-    relative: float,
-    room: float = 0.0,
-) -> tuple[tuple[Difference, ...], tuple[Difference, ...]]:
-    """Rows of the leaves and of the whole; ``room`` is the error of the second side's numbers."""
-    sizes = [float(np.abs(b).max(initial=0)) for _, _, b in compared]
-    largest = max(sizes, default=0.0)
-    # Terms of the size of the largest leaf may cancel in a small one.
-    shares = [
-        max(relative, 4 * EPS64 * largest / size, room / size) if size else relative
-        for size in sizes
-    ]
-    leaves = tuple(
-        difference(*leaf, against=against, bound=share / EPS64, eps=EPS64)
-        for leaf, share in zip(compared, shares, strict=True)
-    )
-    if not compared:
-        return leaves, ()
-    bound = max(relative, room / largest if largest else 0.0) / EPS64
-    return leaves, (whole_difference(compared, against=against, bound=bound, eps=EPS64),)
-
-
 def against_truth(manual, automatic, truth):
     """The error against a float64 truth: at most 4 times that of jax.vjp, and 4 eps."""
     ours, theirs = pairs(manual, truth), pairs(automatic, truth)
@@ -113,54 +87,5 @@ def both_wrong(report: Report, truth: Tree) -> Report:
     return report._replace(notes=(*report.notes, *notes))
 
 
-def pairs(a: Tree, b: Tree) -> list[tuple[str, Any, Any]]:
-    paths = jax.tree_util.tree_flatten_with_path(a)[0]
-    return [
-        (jax.tree_util.keystr(path), ours, theirs)
-        for (path, ours), theirs in zip(paths, jax.tree.leaves(b), strict=True)
-    ]
-
-
-def with_findings(
-    report: Report, ours: Tree, due: Tree, trees: dict[str, Tree], **evidence: Any
-) -> Report:
-    """A report that fails, with the mistakes that explain it.
-
-    Args:
-        report: the report so far.
-        ours, due: the two gradients in float64, from the best oracle.
-        trees: arrays with names, whose sizes a factor may come from.
-        **evidence: as of :func:`diagnose`.
-    """
-    if report.ok:
-        return report
-    shapes = {
-        f"{name}{jax.tree_util.keystr(path)}": np.shape(leaf)
-        for name, tree in trees.items()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    found = diagnose(pairs(ours, due), named_sizes(shapes), **evidence)
-    wrong = report.wrong
-    if not found and wrong:
-        dtype, narrow = report.leaves[0].dtype, evidence.get("narrow", ())
-        statement = f"{', '.join(wrong)}: right in float64, off in {dtype}"
-        if narrow:
-            statement += f", and rounded to {' and '.join(narrow)} on the way"
-            found = (finding("low precision", statement, wrong),)
-        else:
-            advice = f"look for a difference of large numbers, or what {dtype} does not hold."
-            found = (Finding("unknown", wrong, statement, advice),)
-    return report._replace(findings=found)
-
-
 def differ(a: Tree, b: Tree) -> bool:
     return not all(np.array_equal(x, y, equal_nan=True) for _, x, y in pairs(a, b))
-
-
-def finding(kind: str, statement: str, leaves: tuple[str, ...] = ()) -> Finding:
-    return Finding(kind, leaves, statement, MISTAKES[kind])
-
-
-NOT_DETERMINISTIC = finding(
-    "not deterministic", "called twice with the same arguments, it gives two results"
-)

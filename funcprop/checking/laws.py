@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.layer import Site
+from ..core.loss import Loss
 from ..core.rows import dense, matrix_of
-from ..losses.standard import Loss
-from .comparison import difference
-from .judging import EPS64, bounded
+from ..core.site import Site
+from .differences import EPS64, bounded, difference
 from .report import Difference
 
 Tree = Any

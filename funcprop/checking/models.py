@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.layer import Layer, floats_of, with_floats
+from ..core.checks import floats_of, with_floats
+from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule, no_state
 from ..core.sweep import checked_batch, split_params, value_and_backprop
-from ..learning.backpropagation import Rule, no_state, rule_of
-from ..losses.standard import Loss
-from .comparison import in_words, side_by_side
+from ..learning.backpropagation import rule_of
+from .diagnosis.diagnosis import with_findings
+from .diagnosis.finding import Finding, pairs
+from .differences import in_words, side_by_side
 from .excuses import excused
-from .judging import with_findings
-from .layers import both_sides, judged
+from .judge import both_sides, judged
 from .oracles import slopes_by_differences
 from .parts import by_vjp, taken_apart
-from .report import Finding, Report
+from .report import Report
 from .widening import all_widened, cast, narrow_casts, x64_enabled
 
 Tree = Any
@@ -154,8 +157,7 @@ class Evidence(NamedTuple):
         with jax.enable_x64(True):
             return with_findings(
                 report._replace(findings=()),
-                self.ours,
-                self.theirs,
+                pairs(self.ours, self.theirs),
                 {"x": jax.tree.leaves(x)[0], "": params},
                 value=self.value,
                 point=floats_of(params),
@@ -200,7 +202,8 @@ def _parts(model, params, x, y, loss, key, x64) -> list[Report]:
         found.append(
             judged(
                 part.layer, part.params, part.x, part.delta, part.key,
-                dtype=dtype, analytic=False, title=title, x64=x64, sides=sides[id(part.layer)],
+                dtype=dtype, analytic=False, title=title, x64=x64, explain=with_findings,
+                sides=sides[id(part.layer)],
             )
         )  # fmt: skip
     title = f"loss {loss.name}"
@@ -215,6 +218,7 @@ def _parts(model, params, x, y, loss, key, x64) -> list[Report]:
             analytic=False,
             title=title,
             x64=x64,
+            explain=with_findings,
         )
     )
     return found

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .report import Difference, Finding, Report
+from .diagnosis.finding import Finding
+from .report import Difference, Report
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; }

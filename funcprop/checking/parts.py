@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..core.checks import cotangent_of, delta_of, floats_of, with_floats
 from ..core.frozen import given, handing_on, is_frozen, statistics_of
-from ..core.layer import Layer, cotangent_of, delta_of, floats_of, gradient, with_floats
+from ..core.layer import Layer
+from ..core.site import gradient
 
 Tree = Any
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .diagnosis.finding import Finding
+
 WIDTH = 100
 NAMING = ("structure", "dtype", "not finite", "not linear", "not deterministic")
 RED, GREEN, BOLD, PLAIN = "\033[31m", "\033[32m", "\033[1m", "\033[0m"
@@ -46,28 +48,6 @@ class Difference(NamedTuple):
     ok: bool
     against: str
     pattern: str = ""
-
-
-class Finding(NamedTuple):
-    """What a difference looks like: a usual mistake that explains it.
-
-    Attributes:
-        kind: the mistake's name, a key of :data:`~funcprop.checking.MISTAKES`.
-        leaves: paths of the leaves that it explains.
-        statement: what was seen, one sentence.
-        advice: what to do, one sentence.
-        factor: by which factor a gradient or a term of it is off, where that is what is wrong.
-        line: the line of the forward pass whose derivative is concerned, where it is known.
-        remaining: the share of the difference that it leaves unexplained, ‖rest‖/‖difference‖.
-    """
-
-    kind: str
-    leaves: tuple[str, ...]
-    statement: str
-    advice: str
-    factor: float | None = None
-    line: str = ""
-    remaining: float = 0.0
 
 
 class Report(NamedTuple):

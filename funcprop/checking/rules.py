@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.layer import Layer
-from ..learning.backpropagation import Rule
-from ..losses.standard import Loss
-from .comparison import difference, paired, whole_difference
+from ..core.loss import Loss
+from ..core.rule import Rule
+from .differences import difference, paired, whole_difference
 from .models import Evidence, automatic
 from .report import Report
 from .widening import cast, widened, x64_enabled

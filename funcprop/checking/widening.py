@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from ..core.layer import is_inexact
+from ..core.checks import is_inexact
 from .diagnosis.rewiring import RULES, bound, lines_of
 from .diagnosis.spots import CALLS, scan_sizes
 

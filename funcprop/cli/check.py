@@ -20,8 +20,8 @@ from ..checking.functions import check_gradient
 from ..checking.layers import check_layer
 from ..checking.page import page
 from ..checking.report import Report
-from ..core.layer import LayerError
-from ..losses.standard import Loss
+from ..core.checks import LayerError
+from ..core.loss import Loss
 from .files import CommandError, to_json, write_file
 
 DTYPES = ("float64", "float32", "bfloat16")

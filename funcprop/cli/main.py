@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn
 
-from .. import __version__
-from ..core.layer import LayerError
+from ..core.checks import LayerError
+from ..core.version import __version__
 from ..data import data_files, tables, tasks
 from ..data.datasets import DataError
 from . import check as checks

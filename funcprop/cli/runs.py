@@ -21,11 +21,11 @@ import optax.contrib
 
 from ..checking.models import check_model
 from ..core.layer import Layer
+from ..core.loss import Loss
 from ..core.summary import summary
 from ..core.sweep import value_and_backprop
 from ..data import data_files, datasets, tasks
 from ..learning.backpropagation import backpropagation
-from ..losses.standard import Loss
 from ..multilayer_perceptron import Params, mlp
 from ..training.evaluation import accuracy
 from ..training.fit import fit

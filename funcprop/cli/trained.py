@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import __version__
-from ..cases import catalogue
+from ..cases import activations
 from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.version import __version__
 from ..data.columns import Columns, check_columns
 from ..data.data_files import read_as
 from ..data.tasks import REGRESSION_LOSSES
 from ..losses.standard import (
-    Loss,
     hinge,
     huber,
     kl_divergence,
@@ -39,9 +39,7 @@ from . import run_folder
 from .files import CommandError, write_file
 from .run_folder import METRICS, MODEL, PARAMS, PICTURE
 
-ACTIVATIONS = {
-    case.name: case.layer for case in catalogue.ACTIVATIONS if case.name != "elementwise"
-}
+ACTIVATIONS = {case.name: case.layer for case in activations.CASES if case.name != "elementwise"}
 LOSSES: dict[str, Loss] = {
     "softmax_cross_entropy": softmax_cross_entropy(),
     "sigmoid_cross_entropy": sigmoid_cross_entropy,

@@ -14,18 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import LayerError, as_layer, check_count, is_inexact, position
 from .frozen import given, is_frozen, statistics_of
-from .layer import (
-    Layer,
-    LayerError,
-    as_layer,
-    as_shape,
-    check_count,
-    gradient,
-    is_inexact,
-    is_shape,
-    position,
-)
+from .layer import Layer, as_shape, is_shape
+from .site import gradient
 
 Tree = Any
 

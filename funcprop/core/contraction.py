@@ -198,3 +198,17 @@ def few_in_cache(count: int, size: int) -> int:
     """
     most = min(count, max(2, CACHE // max(size, 1)))
     return max((n for n in range(most // 2 + 1, most + 1) if count % n == 0), default=most)
+
+
+def moments(x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Mean and variance over all axes but the last, the mean in two parts.
+
+    The first part is an element of x, which leaves nothing of a large mean to be cancelled.
+    """
+    first = by_example(lambda x: x[(0,) * (x.ndim - 1)], x, summed=True)
+    rest = mean_of_rows(x - first)
+    return (first, rest), mean_of_rows((x - first - rest) ** 2)
+
+
+def mean_of_rows(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=tuple(range(x.ndim - 1)))

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .layer import Layer, LayerError, as_layer, described, position
+from .checks import LayerError, as_layer, described, position
 
 Tree = Any
+Model = Any  # a Layer, of which only the fields are looked at here
 
 
-def statistics_of(model: Layer) -> Tree:
+def statistics_of(model: Model) -> Tree:
     """The means and variances that a calibrated model holds.
 
     A checkpoint stores them next to the parameters: they are arrays in nested tuples and dicts.
@@ -48,7 +49,7 @@ def statistics_of(model: Layer) -> Tree:
     return filled(model, (layer.statistics() for layer in depending(model) if layer.statistics))
 
 
-def with_statistics(model: Layer, statistics: Tree) -> Layer:
+def with_statistics(model: Model, statistics: Tree) -> Model:
     """The model that normalises by the given means and variances.
 
     The arrays may be traced, so a jitted function can take the statistics as an argument and need
@@ -87,17 +88,17 @@ def with_statistics(model: Layer, statistics: Tree) -> Layer:
     return new
 
 
-def needs_calibration(model: Layer) -> bool:
+def needs_calibration(model: Model) -> bool:
     """Whether a layer of the model depends on the whole batch, for want of statistics."""
     return any(layer.statistics is None for layer in depending(model))
 
 
-def is_frozen(model: Layer) -> bool:
+def is_frozen(model: Model) -> bool:
     """Whether the model holds statistics, and lacks none."""
     return any(True for _ in depending(model)) and not needs_calibration(model)
 
 
-def depending(model: Layer) -> Iterator[Layer]:
+def depending(model: Model) -> Iterator[Model]:
     """The layers that have a form for inference, or are one, in the order of the parts."""
     # A loss, and a stranger's layer, may have neither field.
     if getattr(model, "inference", None) is not None:
@@ -107,7 +108,7 @@ def depending(model: Layer) -> Iterator[Layer]:
             yield from depending(part)
 
 
-def filled(model: Layer, entries: Iterator[Tree]) -> Tree:
+def filled(model: Model, entries: Iterator[Tree]) -> Tree:
     """The model's statistics from those of each layer, in the order of :func:`depending`."""
     if getattr(model, "inference", None) is not None:
         return next(entries)
@@ -115,7 +116,7 @@ def filled(model: Layer, entries: Iterator[Tree]) -> Tree:
     return trees if any(trees) else ()
 
 
-def given(model: Layer, statistics: Tree, place: str = "") -> Layer:
+def given(model: Model, statistics: Tree, place: str = "") -> Model:
     """The model with the statistics put in, of whatever shapes."""
 
     if not any(True for _ in depending(model)):
@@ -138,7 +139,7 @@ def given(model: Layer, statistics: Tree, place: str = "") -> Layer:
     )
 
 
-def _misfit(model: Layer, statistics: Tree, place: str, expected: str) -> LayerError:
+def _misfit(model: Model, statistics: Tree, place: str, expected: str) -> LayerError:
     return LayerError(
         "with_statistics",
         f"statistics{place} is {described(statistics)}, {expected} is expected for {model.name}; "
@@ -146,7 +147,7 @@ def _misfit(model: Layer, statistics: Tree, place: str, expected: str) -> LayerE
     )
 
 
-def handing_on(wrap: Callable[[Layer], Layer], layer: Layer) -> Layer:
+def handing_on(wrap: Callable[[Model], Model], layer: Model) -> Model:
     """``wrap(layer)``, whose statistics are the layer's: ``repeat`` gives each repetition its own.
 
     For whoever looks into a model by replacing its parts with layers of their own.

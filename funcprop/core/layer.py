@@ -23,18 +23,23 @@ Five laws hold for every layer, and each is a test that every layer passes:
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import numbers
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .contraction import Varying, matched
+from .checks import (
+    LayerError,
+    _check_input,
+    _slip_in_apply,
+    as_layer,
+    described,
+    is_inexact,
+    is_key,
+)
+from .site import gradient
 
 _Struct = jax.ShapeDtypeStruct
 
@@ -138,43 +143,6 @@ class Layer(_Functions):
     def __repr__(self) -> str:
         parts = f"({', '.join(map(repr, self.parts))})" if self.parts else ""
         return (self.name or "layer") + parts
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """A place that holds weights, as a statistic sees it.
-
-    A static leaf: it passes through ``jax.eval_shape``, ``scan`` and ``jit`` as it is.
-
-    Attributes:
-        name: the layer's name.
-        gradient: ``gradient(inputs, delta) -> tree`` shaped like the site's parameters; it sums
-            over axis 0, so that a per-example statistic is a vmap of it.
-        rows: ``rows(inputs, delta) -> left (B, R, n), right (B, R, m)``, the two factors of the
-            matrix form δW = Σ rightᵀ left, (m, n), of all parameters but the bias b: one beside
-            the other in the order of their names; ``None`` where a site has no such form.
-        mixes: whether one example's delta depends on the other examples (batch norm).
-        inputs_first: whether the parameters are stored as Wᵀ, with the axes of the inputs in
-            front, as the kernel of a convolution and the table of an embedding.
-        summed_bias: whether δb = Σ right, as where b is added to the product with W; in a graph
-            convolution it is added later.
-        output_mixes: of a site that mixes, whether one example's prediction depends on the others
-            too, so that a model in evaluation gives other results for other batches.
-    """
-
-    name: str
-    gradient: Callable[[Tree, Tree], Tree]
-    rows: Callable[[Tree, Tree], tuple[Any, jax.Array]] | None = None
-    mixes: bool = False
-    inputs_first: bool = False
-    summed_bias: bool = True
-    output_mixes: bool = True
-
-
-def gradient(site: Site, inputs: Tree, delta: Tree) -> Tree:
-    """The default statistic: the gradient of the loss by the site's parameters."""
-    return site.gradient(inputs, delta)
 
 
 def stateless(key: jax.Array | None, shape: Shape) -> tuple[tuple[()], Shape]:
@@ -360,274 +328,10 @@ def shapes_of_arrays(layer: str, shape: Shape, due: str) -> tuple[Any, ...]:
     return shape
 
 
-def described(value: Any) -> str:
-    """What came, in a few words: never a dump of numbers or addresses."""
-    if hasattr(value, "dtype") and hasattr(value, "shape") and type(value) is not _Struct:
-        return f"{value.dtype}{list(value.shape)}"
-    plain = (int, float, str, type(None), _Struct, Layer)
-    if isinstance(value, (tuple, list)) and not isinstance(value, Layer):
-        inner = ", ".join(map(described, value[:8])) + (", ..." if len(value) > 8 else "")
-        inner += "," if isinstance(value, tuple) and len(value) == 1 else ""
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    if isinstance(value, dict):
-        return f"a dict of {sorted(map(str, value))[:8]}"
-    if isinstance(value, plain):
-        return repr(value)[:80]
-    named = callable(value) and hasattr(value, "__name__")
-    return f"{_type_name(value)} {value.__name__}" if named else f"a {_type_name(value)}"
-
-
-def _type_name(value: Any) -> str:
-    """The name of its type, with that of its library where this is another one."""
-    kind = type(value)
-    library = kind.__module__.split(".")[0]
-    known = ("builtins", "numpy", "jax", "jaxlib", "funcprop", "__main__")
-    return kind.__name__ if library in known else f"{library}.{kind.__name__}"
-
-
-def is_key(value: Any) -> bool:
-    """Whether it is one key of ``jax.random``, of the new or the old kind."""
-    if not isinstance(value, (jax.Array, np.ndarray)):
-        return False
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return value.shape == ()
-    return value.dtype == np.uint32 and value.ndim == 1
-
-
-def _check_input(layer: str, x: Any) -> None:
-    """Raises unless ``x`` is an array or holds something; entries are the layer's to check."""
-    if x is None or (isinstance(x, (tuple, dict)) and not x):
-        came = "missing" if x is None else f"{described(x)}, without an array"
-        raise LayerError(
-            layer, f"x is {came}; write apply(params, x), with () for params where there are none"
-        )
-    if not isinstance(x, (tuple, dict)):
-        check_array(layer, x)
-
-
-def _slip_in_apply(params: Any, x: Any) -> str | None:
-    """What is wrong with the arguments as a whole, of a call that failed."""
-    order = "write apply(params, x)"
-    if _has_dict(x) and not _has_dict(params) and jax.tree.leaves(params):
-        return f"params and x are swapped; {order}"
-    pair = isinstance(params, tuple) and type(params) is tuple and len(params) == 2
-    if pair and params[1] != () and _says_shape(params[1]):
-        return "params is what init gives, a pair; write params, out_shape = init(key, shape)"
-    return None
-
-
-def _has_dict(tree: Any) -> bool:
-    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, dict))
-    return any(isinstance(leaf, dict) for leaf in leaves)
-
-
-def _says_shape(value: Any) -> bool:
-    leaves = jax.tree.leaves(value)
-    return bool(leaves) and all(isinstance(v, (int, _Struct)) for v in leaves)
-
-
-def is_inexact(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-
-
-def floats_of(tree: Tree) -> Tree:
-    """``tree`` with ``None`` at its integer and boolean leaves, as a delta has it."""
-    return jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, tree)
-
-
-def with_floats(tree: Tree, floats: Tree) -> Tree:
-    """``tree`` with its floats replaced; ``floats`` has ``None`` at the other leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    new = jax.tree.leaves(floats, is_leaf=lambda leaf: leaf is None)
-    return jax.tree.unflatten(
-        structure, [old if value is None else value for old, value in zip(leaves, new, strict=True)]
-    )
-
-
-def is_concrete(leaf: Any) -> bool:
-    """Whether the values are known here, outside any trace."""
-    return not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "is_fully_addressable", True)
-
-
-# ---------------------------------------------------------------------------- errors
-
-
-class LayerError(ValueError):
-    """A shape, dtype, structure or value that a layer cannot take.
-
-    The message names the layer and where it sits in the model, the argument, what came, what was
-    expected and what to do.
-    """
-
-    __module__ = "funcprop"  # where users find it, and what a traceback calls it
-
-    def __init__(self, layer: str, message: str, position: str = ""):
-        self.layer, self.message, self.position = layer, message, position
-        super().__init__(f"{position} {layer}: {message}".strip())
-
-
-@contextmanager
-def position(place: str) -> Iterator[None]:
-    """Puts ``place`` (say ``layers[2]``) in front of the position that an error inside names."""
-    try:
-        yield
-    except LayerError as error:
-        inner = f".{error.position}" if error.position else ""
-        raise LayerError(error.layer, error.message, place + inner) from None
-
-
-def as_layer(layer: Any, where: str) -> Layer:
-    """``layer`` itself if it is one, else an error that says how to make one of it."""
-    if all(hasattr(layer, attribute) for attribute in ("init", "forward", "backward", "apply")):
-        return layer
-    name = getattr(layer, "__name__", None) or getattr(layer, "name", None) or described(layer)
-    own = getattr(layer, "__module__", None) or ""
-    advice = f"it is a {_type_name(layer)}"
-    if isinstance(layer, str):
-        advice = f"it is a str; give the layer itself, as in dense(3, {layer})"
-    elif isinstance(layer, (int, np.integer)):
-        advice = "it is an int; the size of the input is not given here but to init"
-    elif hasattr(layer, "__iter__") and not is_array(layer):
-        advice = f"it is a {_type_name(layer)}; give layers one by one, as in serial(*layers)"
-    elif callable(layer) and own.startswith("funcprop."):
-        advice = f"it is a constructor, call it: {name}(...)"
-    elif callable(layer) and hasattr(layer, "__name__") and not isinstance(layer, type):
-        advice = (
-            "it is a bare function; use the layer of that name from funcprop, or "
-            f"elementwise({name}, derivative), or function({name}) to differentiate it with jax.vjp"
-        )
-    elif callable(layer):
-        advice += "; function(lambda params, x: ...) makes a layer of what calls it"
-    raise LayerError(where, f"{name} is not a Layer: {advice}")
-
-
-def is_array(x: Any) -> bool:
-    """Whether it is an array of NumPy or JAX, or the struct of one."""
-    return isinstance(x, (jax.Array, np.ndarray, np.generic, _Struct)) or hasattr(
-        x, "__jax_array__"
-    )
-
-
-def _no_array(x: Any, argument: str) -> str:
-    """What is said of an argument that must be an array and is not."""
-    advice = ""
-    if isinstance(x, (list, int, float)):
-        advice = f"; write jnp.asarray({argument})"
-    elif hasattr(x, "dtype") or hasattr(x, "__array__"):
-        advice = f"; write np.asarray({argument})"
-    return f"{argument} is a {_type_name(x)}, an array is due{advice}"
-
-
-def check_array(layer: str, x: Any, argument: str = "x") -> None:
-    """Raises unless ``x`` is an array of NumPy or JAX."""
-    if not is_array(x):
-        raise LayerError(layer, _no_array(x, argument))
-
-
-def check_float(layer: str, x: Any, argument: str = "x") -> None:
-    """Raises unless ``x`` is an array of floats (or, for the complex step, complex numbers)."""
-    check_array(layer, x, argument)
-    if not is_inexact(x):
-        raise LayerError(
-            layer, f"{argument} is {x.dtype}, floats are due; cast it, or embed it if it holds ids"
-        )
-
-
-def check_number(
-    layer: str,
-    argument: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    below: float = math.inf,
-    at_most: float = math.inf,
-) -> float:
-    """``value``, a finite number within the bounds, as a float; else raises.
-
-    It may be a number of Python or NumPy, or an array of shape () whose value is known.
-    """
-    scalar = getattr(value, "shape", None) == () and is_concrete(value)
-    if scalar and jnp.issubdtype(value.dtype, jnp.number) and not jnp.iscomplexobj(value):
-        value = value.item()
-    try:
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        number = float(value) if real else math.nan
-    except OverflowError:
-        number = math.inf
-    if math.isfinite(number) and above < number < below and at_least <= number <= at_most:
-        return number
-    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    given = [f"{name} {bound:g}" for name, bound in bounds.items() if math.isfinite(bound)]
-    expected = f"a finite number {' and '.join(given)}".strip()
-    raise LayerError(layer, f"{argument} is {value!r}, it must be {expected}")
-
-
-def check_count(layer: str, argument: str, value: Any) -> None:
-    """Raises unless ``value`` is a positive integer, of Python or NumPy."""
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not integer or value < 1:
-        raise LayerError(layer, f"{argument} is {described(value)}, it must be a positive integer")
-
-
-# ------------------------------------------------------------------- the bridge to autodiff
-
-
-def cotangent_of(y: Tree, delta: Tree) -> Tree:
-    """``delta`` as ``jax.vjp`` wants it: float0 zeros where ``y`` is not inexact."""
-    leaves, structure = jax.tree.flatten(y)
-    deltas = jax.tree.leaves(delta, is_leaf=lambda leaf: leaf is None)
-    return jax.tree.unflatten(
-        structure,
-        [
-            d if is_inexact(leaf) else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
-            for leaf, d in zip(leaves, deltas, strict=True)
-        ],
-    )
-
-
-def delta_of(cotangent: Tree) -> Tree:
-    """A cotangent of ``jax.vjp`` as a delta: ``None`` where it is float0."""
-    return jax.tree.map(lambda c: None if c.dtype == jax.dtypes.float0 else c, cotangent)
-
-
-def differentiable(layer: Layer) -> Callable[..., Tree]:
-    """The layer as a function whose derivative under ``jax.grad`` is the hand-written one.
-
-    Args:
-        layer: any layer.
-
-    Returns:
-        ``f(params, x, key=None) -> y``, a ``jax.custom_vjp`` function.  It can be differentiated
-        again, in both modes: ``jax.hessian`` and ``jax.jvp`` of ``jax.grad`` take the derivative
-        of the hand-written backward pass.  As every such function it refuses forward mode by
-        itself (``jax.jvp``, ``jax.jacfwd``, ``jax.linearize`` of f): use ``layer.apply`` there.
-
-    Raises:
-        LayerError: when ``layer`` is no Layer.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from funcprop import dense, differentiable, tanh
-    >>> layer = dense(3, tanh)
-    >>> params, _ = layer.init(jax.random.key(0), (4,))
-    >>> f = differentiable(layer)
-    >>> jax.tree.map(jnp.shape, jax.grad(lambda p: f(p, jnp.ones((2, 4))).sum())(params))
-    {'b': (3,), 'w': (3, 4)}
-    """
-    layer = as_layer(layer, "differentiable")
-
-    @jax.custom_vjp
-    def apply(params, x, key=None):
-        return layer.apply(params, x, key)
-
-    def forward(params, x, key=None):
-        y, residuals = layer.forward(params, x, key)
-        return y, (params, residuals, Varying.of(params), Varying.of(x))
-
-    def backward(saved, cotangent):
-        params, residuals, params_varying, x_varying = saved
-        delta_x, grads = layer.backward(params, residuals, delta_of(cotangent), gradient)
-        return matched(grads, params_varying), matched(delta_x, x_varying), None
-
-    apply.defvjp(forward, backward)
-    return apply
+# The simplest layer: y = x and δx = δ.
+identity = Layer(
+    stateless,
+    lambda params, x, key=None: (x, None),
+    lambda weights, residuals, delta, statistic=gradient: (delta, ()),
+    "identity",
+)

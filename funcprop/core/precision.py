@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .layer import Layer, LayerError, as_layer, gradient
+from .checks import LayerError, as_layer
+from .layer import Layer
+from .site import gradient
 
 Tree = Any
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .layer import Site
+from .site import Site
 
 Tree = Any
 

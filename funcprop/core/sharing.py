@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import LayerError, as_layer
 from .contraction import accumulated
-from .layer import Layer, LayerError, Site, as_layer, gradient
+from .layer import Layer
 from .rows import dense
+from .site import Site, gradient
 
 Tree = Any
 Path = tuple[Any, ...]

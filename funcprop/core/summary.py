@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .layer import Layer, as_layer, is_shape
+from .checks import as_layer
+from .layer import Layer, is_shape
 
 
 class Row(NamedTuple):

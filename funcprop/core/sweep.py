@@ -8,20 +8,19 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..losses.standard import Loss, as_loss, has_parameters
-from .contraction import Varying, accumulated, matched, mean_over_devices, one_by_one
-from .layer import (
-    Layer,
+from .checks import (
     LayerError,
     as_layer,
     check_count,
+    check_integers,
+    check_sample_weight,
     floats_of,
-    gradient,
-    is_concrete,
-    is_inexact,
 )
+from .contraction import Varying, accumulated, matched, mean_over_devices, one_by_one
+from .layer import Layer
+from .loss import Loss, as_loss, has_parameters
+from .site import gradient
 
 Tree = Any
 
@@ -210,15 +209,6 @@ def arrays_of(layer: str, x: Tree) -> Tree:
     return jax.tree.map(jnp.asarray, x)
 
 
-def check_integers(layer: str, argument: str, leaf: Any) -> None:
-    """Raises where JAX would wrap NumPy's integers around."""
-    if isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.integer) and leaf.size:
-        held = np.iinfo(jax.dtypes.canonicalize_dtype(leaf.dtype))
-        if leaf.max() > held.max or leaf.min() < held.min:
-            beyond = leaf.max() if leaf.max() > held.max else leaf.min()
-            raise LayerError(layer, f"{argument} holds {beyond}, beyond {held.dtype}")
-
-
 def _batch_size(x: Tree, y: Tree) -> int:
     sizes = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))]
     if not sizes or len(set(sizes)) > 1 or sizes[0] in ((), (0,)):
@@ -228,24 +218,6 @@ def _batch_size(x: Tree, y: Tree) -> int:
             f"x and y have shapes {shapes}; one leading batch axis of 1 or more examples is due",
         )
     return sizes[0][0]
-
-
-def check_sample_weight(
-    sample_weight: Any, size: int, some: bool = True, name: str = "value_and_backprop"
-) -> None:
-    """Raises unless it is ``None`` or (size,) weights, with ``some`` one of them above 0."""
-    if sample_weight is None:
-        return
-    shape = jnp.shape(sample_weight)
-    if shape != (size,) or not is_inexact(sample_weight):
-        came = f"{jnp.result_type(sample_weight)}{list(shape)}"
-        raise LayerError(name, f"sample_weight is {came}, it must be floats of shape ({size},)")
-    if is_concrete(sample_weight):
-        values = np.asarray(sample_weight, np.float64)
-        if not (values >= 0).all() or not values.sum() < np.inf or (some and not values.any()):
-            raise LayerError(
-                name, "sample_weight must be finite, not negative, and not 0 everywhere"
-            )
 
 
 def _checked_weights(params: Tree, weights: Tree) -> Tree:

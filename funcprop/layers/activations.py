@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erfc
 
+from ..core.checks import LayerError, check_float, check_number
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError, check_float, check_number, gradient, stateless
+from ..core.layer import Layer, stateless
+from ..core.site import gradient
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -66,12 +68,6 @@ def _of(f: Function, derivative: Function, name: str, **options: bool) -> Layer:
 
 # ------------------------------------------------------------------ piecewise linear
 
-identity = Layer(
-    stateless,
-    lambda params, x, key=None: (x, None),
-    lambda weights, residuals, delta, statistic=gradient: (delta, ()),
-    "identity",
-)
 relu = _of(jax.nn.relu, lambda z: _where(z > 0, 1, 0, z), "relu")  # 0 at 0
 relu6 = _of(  # 0 at 0 and at 6
     jax.nn.relu6, lambda z: _where((z > 0) & (z < 6), 1, 0, z), "relu6"

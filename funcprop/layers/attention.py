@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..core.checks import LayerError, check_count, check_float
 from ..core.contraction import accumulated, by_example
-from ..core.layer import Layer, LayerError, check_count, check_float, gradient, shapes_of_arrays
+from ..core.layer import Layer, shapes_of_arrays
+from ..core.site import gradient
 
 _BLOCK, _LONG = 256, 512
 

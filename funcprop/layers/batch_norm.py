@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.contraction import Varying, accumulated, by_example, matched
-from ..core.layer import Layer, LayerError, check_float, described, gradient, is_concrete
+from ..core.checks import LayerError, check_float, described, is_concrete
+from ..core.contraction import Varying, accumulated, matched, mean_of_rows, moments
+from ..core.layer import Layer
+from ..core.site import gradient
 from .normalization import check_epsilon, check_norm, norm_init, scale_site
 
 
@@ -57,7 +58,7 @@ def batch_norm(*, epsilon: float = 1e-5, bias: bool = True) -> Layer:
     def backward(weights, residuals, delta, statistic=gradient):
         normal, inverse = residuals
         g, x = accumulated(delta) * accumulated(weights["scale"]), accumulated(normal)
-        delta_x = inverse * (g - _mean(g) - x * _mean(g * x))
+        delta_x = inverse * (g - mean_of_rows(g) - x * mean_of_rows(g * x))
         delta_x = matched(delta_x.astype(delta.dtype), Varying.of(normal))
         return delta_x, statistic(site, normal, delta)
 
@@ -184,17 +185,3 @@ def _constant(name: str, argument: str, value: Any) -> Any:
                 name, f"{bad.sum()} of {bad.size} values of {argument} are not {expected}"
             )
     return accumulated(value)
-
-
-def moments(x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Mean and variance over all axes but the last, the mean in two parts.
-
-    The first part is an element of x, which leaves nothing of a large mean to be cancelled.
-    """
-    first = by_example(lambda x: x[(0,) * (x.ndim - 1)], x, summed=True)
-    rest = _mean(x - first)
-    return (first, rest), _mean((x - first - rest) ** 2)
-
-
-def _mean(x: jax.Array) -> jax.Array:
-    return jnp.mean(x, axis=tuple(range(x.ndim - 1)))

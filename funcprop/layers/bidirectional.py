@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, is_inexact, position
 from ..core.contraction import by_example
-from ..core.layer import Layer, LayerError, as_layer, gradient, is_inexact, is_shape, position
-from .sequence import check_lengths, valid
+from ..core.layer import Layer, is_shape
+from ..core.site import gradient
 from .shape import Example
+from .steps import check_lengths, valid
 
 Tree = Any
 

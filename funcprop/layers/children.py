@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.layer import LayerError, check_float, is_concrete, shapes_of_arrays
+from ..core.checks import LayerError, check_float, is_concrete
+from ..core.layer import shapes_of_arrays
 
 Tree = Any
 

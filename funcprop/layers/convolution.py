@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ..core import contraction
-from ..core.layer import Layer, LayerError, Site, check_count, check_float, float_shape, gradient
-from .dense import check_features, zeros
+from ..core.checks import LayerError, check_count, check_features, check_float
+from ..core.layer import Layer, float_shape
+from ..core.site import Site, gradient
+from .initializers import zeros
 from .windows import (
     Padding,
     Windows,

@@ -8,20 +8,10 @@ import jax
 import numpy as np
 
 from ..core import contraction
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Site,
-    as_layer,
-    check_count,
-    check_float,
-    float_shape,
-    gradient,
-)
-from .activations import identity
-
-he_normal = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)
-zeros = jax.nn.initializers.zeros
+from ..core.checks import LayerError, as_layer, check_affine, check_features
+from ..core.layer import Layer, float_shape, identity
+from ..core.site import Site, gradient
+from .initializers import he_normal, zeros
 
 
 def affine(
@@ -149,37 +139,3 @@ def dense(
         return linear.backward(weights, x, delta_z, statistic)
 
     return Layer(init, forward, backward, "dense")
-
-
-def check_features(layer: str, features: Any) -> None:
-    check_count(layer, "features", features)
-
-
-def check_affine(layer: str, params: Any, x: Any, features: int, bias: bool) -> None:
-    """Raises unless ``params`` holds a W and b of ``features`` rows that take ``x``."""
-    names = {"w", "b"} if bias else {"w"}
-    if not isinstance(params, dict) or set(params) != names:
-        came = sorted(params) if isinstance(params, dict) else f"a {type(params).__name__}"
-        raise LayerError(layer, f"params is {came}, a dict of {sorted(names)} is due")
-    check_float(layer, x)
-    w = params["w"]
-    if x.ndim < 2:
-        raise LayerError(
-            layer, f"x has shape {x.shape}, a batch (B, ..., n) is due; for one example use x[None]"
-        )
-    if w.ndim != 2 or w.shape[0] != features or (bias and params["b"].shape != (features,)):
-        shapes = ", ".join(
-            f"{name} is {params[name].shape}" for name in sorted(params, reverse=True)
-        )
-        raise LayerError(layer, f"{shapes}, w ({features}, n) and b ({features},) are due")
-    if x.shape[-1] != w.shape[1]:
-        raise LayerError(
-            layer,
-            f"x has {x.shape[-1]} features, its weights take {w.shape[1]} (w is {w.shape}); "
-            "check the sizes given to init",
-        )
-    for name, leaf in sorted(params.items(), reverse=True):
-        if leaf.dtype != x.dtype:
-            raise LayerError(
-                layer, f"x is {x.dtype}, {name} is {leaf.dtype}; cast one of them to the other"
-            )

@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core.checks import LayerError, check_float, check_number
 from ..core.contraction import Varying, accumulated, by_example, matched, total
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Site,
-    check_float,
-    check_number,
-    float_shape,
-    gradient,
-    is_shape,
-)
+from ..core.layer import Layer, float_shape, is_shape
+from ..core.site import Site, gradient
 
 # Complex numbers are kept as real arrays of 2 N features, the N real parts first.
 

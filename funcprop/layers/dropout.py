@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Layer, check_float, check_number, gradient, stateless
+from ..core.checks import check_float, check_number
+from ..core.layer import Layer, stateless
+from ..core.site import gradient
 
 
 def dropout(rate: float) -> Layer:

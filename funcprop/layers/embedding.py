@@ -9,24 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import contraction
-from ..core.layer import (
-    FloatShape,
-    Layer,
+from ..core.checks import (
     LayerError,
-    Site,
     check_count,
+    check_features,
     check_float,
     check_number,
-    float_shape,
-    gradient,
     is_concrete,
-    is_shape,
-    stateless,
 )
+from ..core.layer import FloatShape, Layer, float_shape, is_shape, stateless
 from ..core.rows import OneHot
-from .dense import check_features
+from ..core.site import Site, gradient
+from .initializers import lecun_normal
 
-lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
 small_normal = jax.nn.initializers.normal(0.02)
 
 

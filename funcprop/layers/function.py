@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Layer, Site, cotangent_of, delta_of, example_batch, gradient, stateless
+from ..core.checks import cotangent_of, delta_of
+from ..core.layer import Layer, example_batch, stateless
+from ..core.site import Site, gradient
 
 
 def function(

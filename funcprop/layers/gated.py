@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 
-from ..core.layer import Layer, LayerError, check_count, float_shape, gradient, position
+from ..core.checks import LayerError, check_count, position
+from ..core.layer import Layer, float_shape
+from ..core.site import gradient
 from .activations import gelu, sigmoid, silu
-from .dense import affine, he_normal
+from .dense import affine
+from .initializers import he_normal
 
 
 def glu(hidden: int, *, bias: bool = True, w_init: Any = he_normal) -> Layer:

@@ -10,17 +10,11 @@ import numpy as np
 from jax import lax
 
 from ..core import contraction
+from ..core.checks import LayerError, check_affine, check_features, check_float, is_concrete
 from ..core.contraction import accumulated, by_example
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Site,
-    check_float,
-    gradient,
-    is_concrete,
-    shapes_of_arrays,
-)
-from .dense import check_affine, check_features, he_normal, zeros
+from ..core.layer import Layer, shapes_of_arrays
+from ..core.site import Site, gradient
+from .initializers import he_normal, zeros
 
 
 def graph_conv(

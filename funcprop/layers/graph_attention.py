@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, check_count, check_features, check_number, position
 from ..core.contraction import Varying, accumulated, matched, total
-from ..core.layer import Layer, LayerError, Site, check_count, check_number, gradient, position
-from .dense import affine, check_features, he_normal, zeros
+from ..core.layer import Layer
+from ..core.site import Site, gradient
+from .dense import affine
 from .graph import Graphs, added, shape_of_graph, taken
+from .initializers import he_normal, zeros
 
 NAME = "graph_attention"
 lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from ..core.contraction import accumulated
-from ..core.layer import Layer, gradient
+from ..core.layer import Layer
+from ..core.site import gradient
 from .graph import check_graphs, check_reduce, real, shape_of_graph
 from .shape import Example
 

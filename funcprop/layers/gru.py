@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError
 from ..core.contraction import accumulated, affine_map, outer, total, transport
-from ..core.layer import Layer, LayerError, Site
-from .dense import zeros
-from .embedding import lecun_normal
+from ..core.layer import Layer
+from ..core.site import Site
+from .initializers import lecun_normal, orthogonal, zeros
 from .recurrent import recurrent
-from .recurrent_weights import by_chunks, check_weights, orthogonal, sigmoid, stacked
+from .recurrent_weights import by_chunks, check_weights, sigmoid, stacked
 from .steps import Cell
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from ..core.contraction import accumulated, transport
 from ..core.layer import Layer
-from .embedding import lecun_normal
+from .initializers import lecun_normal, orthogonal
 from .recurrent import recurrent
-from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal, sigmoid
+from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, sigmoid
 from .steps import Cell
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, check_float, position
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError, as_layer, check_float, gradient, is_shape, position
+from ..core.layer import Layer, is_shape
+from ..core.site import gradient
 from .graph import Graphs, added, check_reduce, shape_of_graph, taken
 
 NAME = "message_passing"

@@ -11,20 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core.checks import LayerError, as_layer, check_count, check_float, position
 from ..core.contraction import Varying, accumulated, by_example, matched
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Site,
-    as_layer,
-    check_count,
-    check_float,
-    gradient,
-    is_shape,
-    position,
-)
+from ..core.layer import Layer, is_shape
+from ..core.site import Site, gradient
 from .activations import relu
-from .dense import affine, he_normal
+from .dense import affine
+from .initializers import he_normal
 from .routing import gradients, mapped, one_hot, transported
 
 zeros = jax.nn.initializers.zeros

@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core.checks import LayerError, check_count, check_float, check_number
 from ..core.contraction import Varying, accumulated, by_example, matched, total, weighted
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Site,
-    check_count,
-    check_float,
-    check_number,
-    float_shape,
-    gradient,
-)
+from ..core.layer import Layer, float_shape
+from ..core.site import Site, gradient
 
 # Means are taken after subtracting one of the elements: with a mean of 1e4 and a spread of 1e-2
 # nothing is left of the spread in float32 otherwise.

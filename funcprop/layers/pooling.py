@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..core.checks import LayerError, check_float
 from ..core.contraction import accumulated, by_example, divided
-from ..core.layer import Layer, LayerError, check_float, float_shape, gradient
+from ..core.layer import Layer, float_shape
+from ..core.site import gradient
 from .shape import Example
 from .windows import Padding, Windows, check_counts, check_padding, pads_of, per_axis
 

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, check_count
 from ..core.contraction import accumulated, by_example
-from ..core.layer import Layer, LayerError, check_count, float_shape, gradient, is_shape
-from .sequence import check_lengths, valid
-from .steps import Cell, only_real, scan_back, scan_forward, steps_of, swapped
+from ..core.layer import Layer, float_shape, is_shape
+from ..core.site import gradient
+from .steps import Cell, check_lengths, only_real, scan_back, scan_forward, steps_of, swapped, valid
 
 
 def recurrent(cell: Cell, state: bool, truncate: int | None, chunk: int | None) -> Layer:

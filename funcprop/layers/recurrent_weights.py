@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import contraction
-from ..core.layer import LayerError, Site, check_float
+from ..core.checks import LayerError, check_float
 from ..core.rows import Beside
+from ..core.site import Site
 
 Tree = Any
-orthogonal = jax.nn.initializers.orthogonal()
 GATES = {1: "rnn", 3: "gru", 4: "lstm"}
 
 

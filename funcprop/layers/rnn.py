@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.checks import LayerError, as_layer
 from ..core.contraction import transport
-from ..core.layer import Layer, LayerError, as_layer
+from ..core.layer import Layer
 from .activations import tanh
-from .dense import zeros
-from .embedding import lecun_normal
+from .initializers import lecun_normal, orthogonal, zeros
 from .recurrent import recurrent
-from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal
+from .recurrent_weights import joint_check, joint_init, joint_map, joint_site
 from .steps import Cell
 
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import LayerError, check_float, check_number
 from ..core.contraction import accumulated, by_example
-from ..core.layer import Layer, LayerError, check_float, check_number, float_shape, gradient
+from ..core.layer import Layer, float_shape
+from ..core.site import gradient
 
 
 def rotary(base: float = 10000.0) -> Layer:

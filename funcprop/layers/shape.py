@@ -12,17 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import LayerError, check_array, described, is_array
 from ..core.contraction import by_example
-from ..core.layer import (
-    Layer,
-    LayerError,
-    check_array,
-    described,
-    gradient,
-    is_array,
-    is_shape,
-    shapes_of_arrays,
-)
+from ..core.layer import Layer, is_shape, shapes_of_arrays
+from ..core.site import gradient
 
 
 @jax.tree_util.register_static

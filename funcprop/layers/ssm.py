@@ -8,8 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, check_count, position
 from ..core.contraction import Varying, accumulated, matched, total
-from ..core.layer import Layer, LayerError, Site, check_count, gradient, position
+from ..core.layer import Layer
+from ..core.site import Site, gradient
 from .dense import affine
 from .diagonal import diagonal_recurrence, entries_with_state, shape_with_state
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from .sequence import valid
+from ..core.checks import LayerError, check_float, is_concrete
 
 Tree = Any
 State = tuple[jax.Array, ...]
@@ -190,3 +191,34 @@ def _kept(real: jax.Array | None, new: State, old: State) -> State:
     if real is None:
         return new
     return tuple(jnp.where(real[:, None], a, b) for a, b in zip(new, old, strict=True))
+
+
+def check_lengths(name: str, x: Any, lengths: Any = None) -> None:
+    """Raises unless x is a batch of sequences (B, T, d), and lengths (B,), where given, fit it."""
+    if getattr(x, "ndim", 0) != 3 or not x.shape[1]:
+        raise LayerError(name, f"x is {jnp.shape(x)}, sequences (B, T > 0, d) are due")
+    check_float(name, x)
+    if lengths is None:
+        return
+    integers = hasattr(lengths, "dtype") and jnp.issubdtype(lengths.dtype, jnp.integer)
+    if not integers or lengths.shape != x.shape[:1]:
+        came = f"{lengths.dtype}{list(lengths.shape)}" if hasattr(lengths, "dtype") else lengths
+        raise LayerError(name, f"lengths is {came}, integers [{len(x)}] are due, one a sequence")
+    if is_concrete(lengths):
+        values = np.asarray(lengths)
+        bad = values[(values < 0) | (values > x.shape[1])]
+        if bad.size:
+            due = f"one from 0 to the {x.shape[1]} steps of x is due"
+            raise LayerError(name, f"a length is {bad[0]}, {due}")
+
+
+def valid(lengths: jax.Array, time: int) -> jax.Array:
+    """1 for a length in [0, T], NaN for any other: (B,)."""
+    lengths = wide(lengths)
+    one = jnp.ones((), jnp.float32)
+    return jnp.where((lengths >= 0) & (lengths <= time), one, jnp.nan * one)
+
+
+def wide(lengths: Any) -> Any:
+    """In a dtype that T fits in."""
+    return lengths.astype(jnp.int32) if lengths.dtype.itemsize < 4 else lengths

@@ -9,23 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, check_count, check_number, position
 from ..core.combinators import on, remat, residual, serial
 from ..core.contraction import by_example
-from ..core.layer import (
-    Layer,
-    LayerError,
-    as_layer,
-    check_count,
-    check_number,
-    float_shape,
-    gradient,
-    is_shape,
-    position,
-)
+from ..core.layer import Layer, float_shape, is_shape
+from ..core.site import gradient
 from .activations import gelu
 from .attention import attention
-from .dense import affine, dense, he_normal
+from .dense import affine, dense
 from .dropout import dropout
+from .initializers import he_normal
 from .normalization import layer_norm
 from .rotary import check_base, turned
 

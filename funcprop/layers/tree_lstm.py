@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, check_count
 from ..core.contraction import accumulated, by_example, outer, total, transport
-from ..core.layer import Layer, LayerError, Site, check_count, gradient
+from ..core.layer import Layer
+from ..core.site import Site, gradient
 from .children import (
     add_below,
     at,
@@ -23,9 +25,9 @@ from .children import (
     valid,
     zeros,
 )
-from .dense import zeros as zero_bias
-from .embedding import lecun_normal
-from .recurrent_weights import joint_check, joint_init, joint_map, joint_site, orthogonal
+from .initializers import lecun_normal, orthogonal
+from .initializers import zeros as zero_bias
+from .recurrent_weights import joint_check, joint_init, joint_map, joint_site
 
 
 def tree_lstm(

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from ..core import contraction
-from ..core.layer import LayerError, check_count
+from ..core.checks import LayerError, check_count
 
 Pairs = tuple[tuple[int, int], ...]
 Padding = str | Sequence[tuple[int, int]]

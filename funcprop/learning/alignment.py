@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError
+from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule
 from ..core.sweep import value_and_backprop
-from ..losses.standard import Loss
-from ..statistics.per_example import length
-from .backpropagation import Rule
+from ..statistics.at_site import length
 from .feedback import matrices
 from .state import check_state
 

@@ -13,20 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, floats_of, is_inexact
 from ..core.combinators import Block, blocks
 from ..core.contraction import accumulated
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Shape,
-    as_layer,
-    as_shape,
-    example_batch,
-    floats_of,
-    is_inexact,
-    is_shape,
-)
-from ..losses.standard import Loss, as_loss, has_parameters
+from ..core.layer import Layer, Shape, as_shape, example_batch, is_shape
+from ..core.loss import Loss, as_loss, has_parameters
 
 Tree = Any
 Back = Callable[..., tuple[Tree, Tree]]

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..core.checks import check_number, floats_of, with_floats
 from ..core.combinators import joined_blocks
-from ..core.layer import Layer, Shape, check_number, floats_of, with_floats
+from ..core.layer import Layer, Shape
+from ..core.loss import Loss
+from ..core.rule import Rule
 from ..core.sweep import checked_batch, shares, weighted_mean
 from ..layers.activations import tanh
 from ..layers.dense import dense
-from ..losses.standard import Loss
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .chain import (
     activities,
     chain,

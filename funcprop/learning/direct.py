@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Layer, LayerError, Shape, floats_of
+from ..core.checks import LayerError, floats_of
+from ..core.layer import Layer, Shape
+from ..core.loss import Loss
 from ..core.sweep import shares, weighted_mean
-from ..losses.standard import Loss
 from .chain import losses_and_delta, several_blocks, shapes_between, weighted
 from .feedback import check_some
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..core.combinators import joined_blocks
 from ..core.layer import Layer, Shape
+from ..core.loss import Loss
+from ..core.rule import Rule
 from ..core.sweep import checked_batch
-from ..losses.standard import Loss
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .chain import activities, chain, check_example, check_shape, model_and_loss
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
 from .state import check_state

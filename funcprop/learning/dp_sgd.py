@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..core.checks import LayerError, as_layer, check_number
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError, as_layer, check_number
-from ..losses.standard import Loss, as_loss
+from ..core.layer import Layer
+from ..core.loss import Loss, as_loss
+from ..core.rule import Rule, no_state, no_weights
 from ..statistics.clipping import clipped_gradient
-from .backpropagation import Rule, no_state, no_weights, rule_of
+from .backpropagation import rule_of
 
 Tree = Any
 

@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, check_count, check_number, position
 from ..core.combinators import serial
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError, as_layer, check_count, check_number, position
+from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule, no_state
 from ..core.sweep import checked_batch, shares, weighted_mean
 from ..layers.activations import elementwise
 from ..layers.dense import affine
-from ..losses.standard import Loss
 from ..losses.targets import one_hot
-from .backpropagation import Rule, no_state
 from .chain import model_and_loss, weighted
 from .state import check_flag
 

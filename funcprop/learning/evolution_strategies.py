@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from ..core.checks import LayerError, as_layer, check_count, check_number, is_inexact
 from ..core.contraction import accumulated, one_by_one
-from ..core.layer import Layer, LayerError, as_layer, check_count, check_number, is_inexact
+from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule, no_state, no_weights
 from ..core.sweep import mean_loss
-from ..losses.standard import Loss
-from .backpropagation import Rule, no_state, no_weights, rule_of
+from .backpropagation import rule_of
 from .state import check_flag, own_key
 
 Tree = Any

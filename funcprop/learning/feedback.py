@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Layer, LayerError, is_concrete, with_floats
+from ..core.checks import LayerError, is_concrete, with_floats
+from ..core.layer import Layer
 
 Tree = Any
 MATRICES = ("w", "u")

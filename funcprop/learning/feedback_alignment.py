@@ -7,9 +7,10 @@ from collections.abc import Callable
 import jax
 
 from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule
 from ..core.sweep import value_and_backprop
-from ..losses.standard import Loss
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_state
 

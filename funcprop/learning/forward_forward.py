@@ -9,21 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, check_count, check_float, check_number
 from ..core.combinators import Block, blocks, joined_blocks
 from ..core.contraction import accumulated
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Site,
-    as_layer,
-    check_count,
-    check_float,
-    check_number,
-    gradient,
-)
+from ..core.layer import Layer
+from ..core.rule import Rule, no_state
+from ..core.site import Site, gradient
 from ..core.sweep import checked_batch, shares
 from ..losses.targets import one_hot
-from .backpropagation import Rule, no_state
 from .chain import check_array, functions
 from .state import own_key
 
@@ -48,9 +41,9 @@ def forward_forward(
     mean over all draws.
 
     A block is a part of the model with parameters and those behind it without
-    (:func:`~funcprop.core.combinators.blocks`).  ``value`` is the sum over blocks of the mean ℓₗ of true
-    labels and that of wrong ones.  The prediction (B, classes) is Σₗ gₗ with each label in turn: a
-    forward pass a class.
+    (:func:`~funcprop.core.combinators.blocks`).  ``value`` is the sum over blocks of the mean ℓₗ of
+    true labels and that of wrong ones.  The prediction (B, classes) is Σₗ gₗ with each label in
+    turn: a forward pass a class.
 
     Args:
         model: the model; each block gives one array of floats.

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..core.checks import LayerError, as_layer, check_count, floats_of, with_floats
 from ..core.combinators import blocks, joined_blocks
 from ..core.contraction import Varying, divided, matched, one_by_one
-from ..core.layer import Layer, LayerError, as_layer, check_count, floats_of, gradient, with_floats
+from ..core.layer import Layer
+from ..core.loss import Loss, as_loss, has_parameters
+from ..core.rule import Rule, no_state
+from ..core.site import gradient
 from ..core.sweep import checked_batch, mean_loss, shares, weighted_mean
-from ..losses.standard import Loss, as_loss, has_parameters
-from .backpropagation import Rule, no_state, rule_of
+from .backpropagation import rule_of
 from .chain import functions, weighted
 from .state import check_flag, own_key
 

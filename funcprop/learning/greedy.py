@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from ..core.checks import LayerError
 from ..core.combinators import Block, joined_blocks, serial
-from ..core.layer import Layer, LayerError, Shape, gradient
+from ..core.layer import Layer, Shape, identity
+from ..core.loss import Loss
+from ..core.rule import Rule
+from ..core.site import gradient
 from ..core.sweep import checked_batch, forward_pass, shares, weighted_mean
-from ..layers.activations import identity
 from ..layers.dense import affine
 from ..layers.shape import flatten
-from ..losses.standard import Loss
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .chain import chain, check_array, check_shape, model_and_loss, several_blocks, shapes_between
 from .state import check_optimizer, check_state, descended
 

@@ -8,13 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer
 from ..core.combinators import Block, blocks, joined_blocks
 from ..core.contraction import accumulated, total
-from ..core.layer import Layer, LayerError, Site, as_layer
+from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule, no_state
+from ..core.site import Site
 from ..core.sweep import checked_batch, shares, weighted_mean
-from ..losses.standard import Loss
 from ..statistics.statistic import AtSite, map_sites
-from .backpropagation import Rule, no_state, rule_of
+from .backpropagation import rule_of
 from .chain import check_array, functions, model_and_loss, weighted
 from .state import check_flag
 

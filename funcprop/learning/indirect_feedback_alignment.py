@@ -7,12 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError
 from ..core.combinators import joined_blocks
-from ..core.layer import Layer, LayerError, Shape, Site, gradient
+from ..core.layer import Layer, Shape
+from ..core.loss import Loss
+from ..core.rule import Rule
+from ..core.site import Site, gradient
 from ..core.sweep import checked_batch
-from ..losses.standard import Loss
 from ..statistics.statistic import AtSite, map_sites
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .chain import activities, chain, check_example, check_shape, model_and_loss, several_blocks
 from .direct import Feedback, along, flat, normal, output_error, roads, roads_due
 from .feedback import matrices

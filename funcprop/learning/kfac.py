@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Layer, Shape, check_number, is_inexact
+from ..core.checks import check_number, is_inexact
+from ..core.layer import Layer, Shape
+from ..core.loss import Loss
+from ..core.rule import Rule
 from ..core.sweep import value_and_backprop
-from ..losses.standard import Loss
-from ..statistics.curvature import Errors, sampled
+from ..statistics.errors import Errors, sampled
 from ..statistics.kfac import factors_of, kfac_factors
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .chain import check_shape, example_for, model_and_loss
 from .state import check_flag, check_state, own_key
 

@@ -7,20 +7,14 @@ from typing import Any
 
 import jax
 
+from ..core.checks import LayerError, check_count, check_number, floats_of, with_floats
 from ..core.combinators import joined_blocks
-from ..core.layer import (
-    Layer,
-    LayerError,
-    Site,
-    check_count,
-    check_number,
-    floats_of,
-    gradient,
-    with_floats,
-)
+from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule, no_state
+from ..core.site import Site, gradient
 from ..core.sweep import checked_batch, shares, weighted_mean
-from ..losses.standard import Loss
-from .backpropagation import Rule, no_state, rule_of
+from .backpropagation import rule_of
 from .chain import (
     Function,
     activities,

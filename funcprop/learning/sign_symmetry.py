@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ..core.layer import Layer
+from ..core.loss import Loss
+from ..core.rule import Rule
 from ..core.sweep import value_and_backprop
-from ..losses.standard import Loss
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .feedback import carriers, drawn, matrices
 from .state import check_flag, check_state, own_key
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..core.layer import LayerError, described
+from ..core.checks import LayerError, described
 
 Tree = Any
 # Beyond any layer's place: what a rule draws stands apart from what the model draws.

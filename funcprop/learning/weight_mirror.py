@@ -10,13 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, check_count, check_number
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError, Site, check_count, check_number, gradient
+from ..core.layer import Layer
+from ..core.loss import Loss
 from ..core.rows import matrix_of, of_matrix
+from ..core.rule import Rule
+from ..core.site import Site, gradient
 from ..core.sweep import value_and_backprop
-from ..losses.standard import Loss
 from ..statistics.statistic import AtSite, map_sites
-from .backpropagation import Rule, rule_of
+from .backpropagation import rule_of
 from .feedback import as_large, carriers, drawn, matrices
 from .state import check_state, own_key
 

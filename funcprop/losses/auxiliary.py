@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.layer import LayerError, gradient, is_concrete
-from .standard import Loss, as_loss, has_parameters, no_parameters
+from ..core.checks import LayerError, is_concrete
+from ..core.loss import Loss, as_loss, has_parameters, no_parameters
+from ..core.site import gradient
 
 
 def auxiliary(loss: Loss, coefficient: float) -> Loss:

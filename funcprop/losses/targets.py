@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import LayerError, check_float, is_concrete, is_inexact
 from ..core.contraction import accumulated
-from ..core.layer import LayerError, check_float, is_concrete, is_inexact
 
 Array = jax.Array
 

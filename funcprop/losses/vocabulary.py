@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from ..core import contraction
-from ..core.layer import LayerError, Site, check_count, check_number, gradient, is_inexact
-from ..layers.dense import check_features
-from ..layers.embedding import lecun_normal
-from .standard import Kinds, Loss, diagonal, example_sum, spread
+from ..core.checks import LayerError, check_count, check_features, check_number, is_inexact
+from ..core.loss import Loss
+from ..core.site import Site, gradient
+from ..layers.initializers import lecun_normal
+from .standard import Kinds, diagonal, example_sum, spread
 from .targets import as_labels, check_labels, share_of, share_where, unpack
 
 Array = jax.Array

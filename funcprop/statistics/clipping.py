@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, check_sample_weight, is_concrete
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError, Site, as_layer, is_concrete
-from ..core.sweep import check_sample_weight, checked_batch, forward_pass
-from ..losses.standard import Loss, as_loss
-from .per_example import length, norm, weighted
+from ..core.layer import Layer
+from ..core.loss import Loss, as_loss
+from ..core.site import Site
+from ..core.sweep import checked_batch, forward_pass
+from .at_site import length, norm, weighted
 from .statistic import Statistic, map_sites
 
 Tree = Any

@@ -24,65 +24,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..core.checks import LayerError, as_layer, check_count
 from ..core.contraction import accumulated
-from ..core.layer import Layer, LayerError, as_layer, check_count
-from ..core.sweep import Back, checked_batch, forward_pass
-from ..losses.standard import Loss, as_loss
+from ..core.layer import Layer
+from ..core.loss import Loss, as_loss
+from ..core.sweep import checked_batch, forward_pass
+from .at_site import squared_norm
 from .derivatives import hessian_vector_product
-from .moments import squares
-from .per_example import squared_norm
+from .errors import Errors, empirical, exact, summed
+from .gradient_moments import squares
 from .statistic import Statistic, added, map_sites
 
 Tree = Any
 Array = jax.Array
-Errors = Callable[[Loss, Back, Array, Any], Tree]
-"""``errors(loss, back, losses, key) -> (K, *prediction)``: the columns sᵢₖ."""
-
-
-def exact(loss: Loss, back: Back, losses: Array, key: Any) -> Tree:
-    """All columns of a root of the loss's Hessian: as many sweeps as an example has outputs."""
-    return _given(loss, "root")(back.loss_residuals)
-
-
-def empirical(loss: Loss, back: Back, losses: Array, key: Any) -> Tree:
-    """The loss's derivative: one sweep, and the empirical Fisher information in the place of G."""
-    return jax.tree.map(lambda leaf: leaf[None], back.error(jnp.ones_like(losses)))
-
-
-def sampled(count: int = 1) -> Errors:
-    """``count`` random errors, drawn with the ``key`` given; unbiased.
-
-    >>> from funcprop.statistics import sampled
-    >>> sampled(0)
-    Traceback (most recent call last):
-        ...
-    funcprop.LayerError: sampled: count is 0, it must be a positive integer
-    """
-    check_count("sampled", "count", count)
-
-    def errors(loss, back, losses, key):
-        sample = _given(loss, "sample")
-        if key is None:
-            raise LayerError("sampled", "errors are drawn at random; give the call a key")
-        # Another stream than that of layers which draw from the same key.
-        keys = jax.random.split(jax.random.fold_in(key, count), count)
-        drawn = jax.vmap(lambda k: sample(k, back.loss_residuals))(keys)
-        return jax.tree.map(lambda leaf: leaf / jnp.sqrt(count).astype(leaf.dtype), drawn)
-
-    return errors
-
-
-def _given(loss: Loss, what: str) -> Callable[..., Tree]:
-    """The loss's root or sample."""
-    found = getattr(loss, what)
-    if found is None:
-        others = "empirical" + ", sampled(n)" * bool(loss.sample) + ", exact" * bool(loss.root)
-        raise LayerError(
-            loss.name or "loss",
-            f"it has no {what}, of which these errors are made; take errors={others}, or write "
-            f"one: Loss(..., {what}=...)",
-        )
-    return found
 
 
 class Trace(NamedTuple):
@@ -281,13 +235,3 @@ def _swept(model: Layer, loss: Loss, errors: Errors, name: str, at_site: Any) ->
         return summed(lambda delta: back.from_prediction(delta, statistic.at)[1], columns), size
 
     return run
-
-
-def summed(sweep: Callable[[Tree], Tree], columns: Tree) -> Tree:
-    """The sum of ``sweep(delta)`` over all errors, one after the other."""
-
-    def add(total, delta):
-        return jax.tree.map(jnp.add, total, sweep(delta)), None
-
-    first, rest = (jax.tree.map(lambda leaf, i=i: leaf[i], columns) for i in (0, slice(1, None)))
-    return jax.lax.scan(add, sweep(first), rest)[0]

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError, as_layer, floats_of, is_inexact, with_floats
 from ..core.contraction import by_example
-from ..core.layer import Layer, LayerError, as_layer, floats_of, gradient, is_inexact, with_floats
+from ..core.layer import Layer
+from ..core.loss import Loss, as_loss
+from ..core.site import gradient
 from ..core.sweep import checked_batch, forward_pass, split_params, value_and_backprop
-from ..losses.standard import Loss, as_loss
-from .per_example import each_gradient
+from .at_site import each_gradient
 from .statistic import Statistic, examples_first
 
 Tree = Any

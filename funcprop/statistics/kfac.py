@@ -24,14 +24,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..core.checks import LayerError, as_layer
 from ..core.contraction import accumulated, by_example
-from ..core.layer import Layer, LayerError, Site, as_layer
+from ..core.layer import Layer
+from ..core.loss import Loss, as_loss
 from ..core.rows import OneHot, dense, matrix_of, of_matrix
+from ..core.site import Site
 from ..core.sweep import checked_batch, forward_pass, shares
-from ..losses.standard import Loss, as_loss
-from .curvature import Errors, exact, summed
-from .moments import squares
-from .per_example import bias
+from .at_site import bias
+from .errors import Errors, exact, summed
+from .gradient_moments import squares
 from .statistic import AtSite, Statistic, map_sites
 
 Tree = Any

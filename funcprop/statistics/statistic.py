@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.layer import Layer, LayerError, Site, as_layer
+from ..core.checks import LayerError, as_layer
+from ..core.layer import Layer
+from ..core.loss import Loss, as_loss
+from ..core.site import Site
 from ..core.sweep import checked_batch, forward_pass
-from ..losses.standard import Loss, as_loss
 
 Tree = Any
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from ..core.layer import LayerError, described, is_inexact, is_key
-from ..core.sweep import check_integers
+from ..core.checks import LayerError, check_integers, described, is_inexact, is_key
 
 Tree = Any
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..core.contraction import accumulated
+from ..core.checks import LayerError, as_layer, is_inexact
+from ..core.contraction import accumulated, moments
 from ..core.frozen import depending, filled, with_statistics
 from ..core.frozen import needs_calibration as needs_calibration
-from ..core.layer import Layer, LayerError, Site, as_layer, is_inexact
-from ..layers.batch_norm import moments
+from ..core.layer import Layer
+from ..core.site import Site
 
 Tree = Any
 

@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.checks import LayerError, check_count, check_sample_weight, is_inexact
 from ..core.contraction import accumulated, taken
-from ..core.layer import LayerError, check_count, is_inexact
-from ..core.sweep import check_sample_weight, mean_loss, mixing_refused, models_own
-from ..learning.backpropagation import Rule
+from ..core.rule import Rule
+from ..core.sweep import mean_loss, mixing_refused, models_own
 from ..losses.standard import example_sum
 from ..losses.targets import check_classes, check_mask, share_of
 from .arguments import check_pair, check_params, check_rule
 from .calibration import needs_calibration, observer, with_statistics
 from .programs import program
+from .weights import Weights, check_values, estimated, weights_of
 
 Tree = Any
 Array = jax.Array
 Score = Callable[[Tree, Tree], Array]
-Weights = Array | Callable[[Tree, Tree], Array] | None
 
 
 def evaluate(
@@ -230,22 +230,6 @@ def check_data(
     )
 
 
-def weights_of(name: str, sample_weight: Weights, x: Tree, y: Tree) -> Array | None:
-    """The weights of a batch, (B,), where a function gives them."""
-    if not callable(sample_weight):
-        return sample_weight
-    weights = sample_weight(x, y)
-    check_sample_weight(weights, len(jax.tree.leaves(x)[0]), some=False, name=name)
-    return weights
-
-
-def estimated(rule: Rule, params, state, x, y, key, weights) -> tuple[Array, Tree, Tree]:
-    """The rule's estimate; rules that know no sample weights are called without."""
-    if weights is None:
-        return rule.estimate(params, state, x, y, key)
-    return rule.estimate(params, state, x, y, key, sample_weight=weights)
-
-
 def _checked_score(name: str, each: Any, size: int) -> Array:
     if jnp.shape(each) != (size,):
         raise LayerError(
@@ -290,21 +274,3 @@ def accuracy(prediction: Tree, target: Tree) -> Array:
     right = (jnp.argmax(prediction, axis=-1) == labels).astype(jnp.float32)
     right = jnp.where(known, right, jnp.nan)
     return example_sum(share_of("accuracy", accumulated(prediction), mask), right[..., None])
-
-
-def check_values(
-    rule: Rule, params: Tree, rule_state: Tree, data: Tree, sample_weight: Weights = None
-) -> None:
-    """Traces a step with the data as constants, so that layers and losses see its values."""
-    x, y = data
-
-    def traced(params, rule_state):
-        weights = weights_of("sample_weight", sample_weight, x, y)
-        return estimated(rule, params, rule_state, x, y, jax.random.key(0), weights)[:2]
-
-    _, tree = jax.eval_shape(traced, params, rule_state)
-    came, due = (str(jax.tree.structure(leaf)) for leaf in (params, tree))
-    if came != due:
-        raise LayerError(
-            "params", f"they are {came}, the rule's estimate is {due}; give those that init made"
-        )

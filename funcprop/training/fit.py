@@ -12,16 +12,17 @@ import jax
 import numpy as np
 import optax
 
-from ..core.layer import LayerError, check_count
-from ..learning.backpropagation import Rule
+from ..core.checks import LayerError, check_count
+from ..core.rule import Rule
 from ..learning.state import check_optimizer
 from .arguments import check_data, check_key, check_pair, check_rule
-from .evaluation import Score, Slices, Weights, check_values, validation_of
+from .evaluation import Score, Slices, validation_of
 from .rounds import Metrics, Step, iterated, one_step, scanned
 from .stopping import History, Patience, not_finite
 from .train_state import TrainState as TrainState
 from .train_state import check_not_a_state, check_train_state, finite
 from .train_state import init_state as init_state
+from .weights import Weights, check_values
 
 Tree = Any
 

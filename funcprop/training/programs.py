@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from ..learning.backpropagation import Rule
+from ..core.rule import Rule
 
 MOST = 16
 """How many programs of one rule are kept."""

@@ -18,14 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..core.checks import LayerError, check_sample_weight
 from ..core.contraction import taken
-from ..core.layer import LayerError
-from ..core.sweep import check_sample_weight
-from ..learning.backpropagation import Rule
+from ..core.rule import Rule
 from .arguments import check_pair
-from .evaluation import Weights, check_values, estimated, weights_of
 from .programs import program
 from .train_state import TrainState, broken, guarded
+from .weights import Weights, check_values, estimated, weights_of
 
 Tree = Any
 Metrics = Callable[[TrainState, Tree], Mapping[str, jax.Array]]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.layer import check_count
+from ..core.checks import check_count
 
 History = dict[str, Any]
 

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from ..core.layer import LayerError, is_inexact
-from ..learning.backpropagation import Rule
+from ..core.checks import LayerError, is_inexact
+from ..core.rule import Rule
 from ..learning.state import check_optimizer, check_state
 from .arguments import check_key, check_params, check_rule
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..report import Finding
-from .mistakes import MISTAKES, Seen, common, no_mistake, rounded, seen, turned
+from .finding import MISTAKES, Finding, finding
+from .mistakes import Seen, common, named_sizes, no_mistake, rounded, seen, turned
 from .reference import others
 from .searches import (
     Explained,
@@ -45,7 +45,8 @@ def diagnose(
 
     A leaf is laid beside what signs, factors, zeros, shifts and permutations would make of the
     right one.  Where that does not explain it, the derivation itself is changed in every place,
-    see :mod:`funcprop.checking.diagnosis.rewiring`, and the change whose effect is the difference is named.
+    see :mod:`funcprop.checking.diagnosis.rewiring`, and the change whose effect is the difference
+    is named.
 
     Args:
         pairs: (path, ours, due) of each leaf, float64.
@@ -224,3 +225,35 @@ def _finding(best: Explained, pairs) -> Finding:
         best.line,
         mistake.remaining,
     )
+
+
+def with_findings(
+    report: Any, compared: Sequence[Pair], trees: dict[str, Tree], **evidence: Any
+) -> Any:
+    """A report that fails, with the mistakes that explain it.
+
+    Args:
+        report: the report so far.
+        compared: (path, ours, due) of each leaf in float64, due from the best oracle.
+        trees: arrays with names, whose sizes a factor may come from.
+        **evidence: as of :func:`diagnose`.
+    """
+    if report.ok:
+        return report
+    shapes = {
+        f"{name}{jax.tree_util.keystr(path)}": np.shape(leaf)
+        for name, tree in trees.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    found = diagnose(compared, named_sizes(shapes), **evidence)
+    wrong = report.wrong
+    if not found and wrong:
+        dtype, narrow = report.leaves[0].dtype, evidence.get("narrow", ())
+        statement = f"{', '.join(wrong)}: right in float64, off in {dtype}"
+        if narrow:
+            statement += f", and rounded to {' and '.join(narrow)} on the way"
+            found = (finding("low precision", statement, wrong),)
+        else:
+            advice = f"look for a difference of large numbers, or what {dtype} does not hold."
+            found = (Finding("unknown", wrong, statement, advice),)
+    return report._replace(findings=found)

@@ -13,29 +13,6 @@ import numpy as np
 from .patterns import pattern
 from .spots import ends, shifted
 
-# Each mistake, and what to do about it.
-MISTAKES: dict[str, str] = {
-    "sign": "look for a minus that was dropped or doubled, as in a subtraction or a derivative.",
-    "factor": "look for a mean in the place of a sum, a constant applied twice or left out.",
-    "transpose": "check the order of axes: which operand is transposed, and how slices are joined.",
-    "missing term": "each use of a variable adds a term to its derivative; add the one left out.",
-    "counted twice": "a path enters the sum twice; take one of the two away.",
-    "wrong place": "take the derivative at the pre-activation z, or write it in y throughout.",
-    "wrong function": "use the derivative of the function that the forward pass computes.",
-    "off by one": "check the index, the padding and the window, and where a scan begins.",
-    "mask ignored": "multiply the delta by the mask of the forward pass.",
-    "low precision": "keep sums and intermediate results in the dtype of the inputs, or wider.",
-    "stopped": "nothing comes back here; look for a stop_gradient, or a term never written.",
-    "dtype": "return each gradient in the dtype of what it is the gradient of.",
-    "structure": "return a tree with the structure and the shapes of what it is the gradient of.",
-    "not finite": "avoid what overflows or is 0/0, as by a shift by the maximum, or where twice.",
-    "not deterministic": "draw random numbers from the key, and keep what was drawn for the way "
-    "back.",
-    "not linear": "the result must be proportional to the delta that comes in; use it once.",
-    "unknown": "none of the usual mistakes explains it; check the leaf's equation term by term.",
-}
-
-
 MOST_DENOMINATOR = 100  # of a factor that is shown as a fraction
 
 

@@ -13,7 +13,7 @@ def pattern(wrong: np.ndarray, values: np.ndarray | None = None) -> str:
         values: the right values, to name entries that should be 0.
 
     >>> import numpy as np
-    >>> from funcprop.checking.patterns import pattern
+    >>> from funcprop.checking.diagnosis.patterns import pattern
     >>> wrong = np.zeros((3, 4), bool)
     >>> wrong[1] = True
     >>> pattern(wrong)

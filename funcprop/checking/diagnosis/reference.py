@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from ...core.layer import is_inexact
+from ...core.checks import is_inexact
 from .rewiring import FAST, bound, in_chunks, inlined
 from .spots import line_of
 

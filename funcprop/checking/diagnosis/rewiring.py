@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from ...core.layer import is_inexact
+from ...core.checks import is_inexact
 from .slopes import SLOPES
 from .spots import CALLS, Change, Spots, line_of, scan_sizes, visit
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .mistakes import MISTAKES, Seen, factor_text, is_named, sizes_text
+from .finding import MISTAKES
+from .mistakes import Seen, factor_text, is_named, sizes_text
 from .rewiring import Rewired, rewired
 
 MOST_PAIRS = 1_000

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import LayerError
 from ..core.contraction import accumulated, by_example
-from ..core.layer import LayerError, Site, gradient
 from ..core.rows import OneHot, dense, of_matrix
-from .per_example import bias, each_gradient
+from ..core.site import Site, gradient
+from .at_site import bias, each_gradient
 from .statistic import Statistic, added, map_sites
 
 Tree = Any

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from ..core.checks import LayerError, check_count
 from ..core.contraction import accumulated
-from ..core.layer import LayerError, check_count
 
 Tree = Any
 Array = jax.Array
