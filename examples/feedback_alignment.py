@@ -71,7 +71,7 @@ for seed in range(options.seeds):
         )  # fmt: skip
         errors[name].append(np.array([nothing, *history["validation_loss"]]) / nothing)
         if name == "feedback alignment":
-            angles.append(history["angle[0]"])
+            angles.append(history["angle layers[0]"])
         elif first is None:
             _, due = fp.fit(automatic(model, loss), optimizer, params, (x, y), steps=20, **run)
             first = np.abs(np.subtract(history["loss"][:20], due["loss"])).max()

@@ -18,6 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_cpu_parallel_codegen_split_count=1"
 )
 if version("jaxlib").startswith("0.10."):  # the older emitters compile in half the time
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"

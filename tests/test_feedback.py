@@ -314,7 +314,7 @@ def test_alignment_of_what_is_known():
         )
     w, b = np.ravel(params[1]["w"]), np.ravel(state.rule_state[1]["w"])
     due = np.degrees(np.arccos(w @ b / np.linalg.norm(w) / np.linalg.norm(b)))
-    np.testing.assert_allclose(found["feedback_angle[1]"], due, rtol=1e-9)
+    np.testing.assert_allclose(found["feedback_angle layers[1]"], due, rtol=1e-9)
 
 
 def test_alignment_shares_the_forward_pass_with_the_step():

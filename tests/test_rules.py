@@ -178,7 +178,7 @@ def test_with_dropout_the_last_block_is_exact(name):
         due = trained(fp.backpropagation(DROPPING, CE), DROPPING, params)["loss"]
         np.testing.assert_allclose(history["loss"], due, rtol=1e-5)
     else:
-        assert max(history[f"angle[{last}]"]) < 0.1
+        assert max(history[f"angle layers[{last}]"]) < 0.1
         assert min(history["angle"]) > 1
 
 

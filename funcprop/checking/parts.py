@@ -10,6 +10,7 @@ import jax
 from ..core.checks import cotangent_of, delta_of, floats_of, with_floats
 from ..core.frozen import given, handing_on, is_frozen, statistics_of
 from ..core.layer import Layer
+from ..core.places import at_index, rebuilt
 from ..core.site import gradient
 
 Tree = Any
@@ -51,7 +52,7 @@ class _Record:
 def taken_apart(model: Layer, params: Tree, x: Tree, delta: Tree, key: Any) -> list[Part]:
     """The model's parts, innermost ones last; delta is carried by ``jax.vjp``, not by them."""
     places: list[tuple[str, Layer, bool]] = []
-    watched = _watched(model, "", places)
+    watched = _watched(model, places)
 
     def sweep(params, floats, delta):
         _, residuals = watched.forward(params, with_floats(x, floats), key)
@@ -63,23 +64,21 @@ def taken_apart(model: Layer, params: Tree, x: Tree, delta: Tree, key: Any) -> l
     return sorted(parts, key=lambda part: part.place)
 
 
-def _watched(layer: Layer, place: str, places: list) -> Layer:
-    """The layer with a memory; its delta comes from ``jax.vjp``."""
-    number = len(places)
-    trusted, inner = layer, None
-    places.append(None)
-    if layer.rebuild is not None and layer.name != "share":
-        several = len(layer.parts) > 1 or layer.name in ("serial", "parallel")
-        inside = [
-            f"{place}.layers[{i}]" if several else f"{place}.{layer.name}"
-            for i in range(len(layer.parts))
-        ]
-        inner = layer.rebuild(
-            tuple(_watched(part, p, places) for part, p in zip(layer.parts, inside, strict=True))
-        )
-        trusted = layer.rebuild(tuple(map(by_vjp, layer.parts)))
-    places[number] = (place.removeprefix("."), trusted, inner is not None)
+def _watched(model: Layer, places: list) -> Layer:
+    """The model, its layers with a memory; their deltas come from ``jax.vjp``."""
 
+    def wrap(layer, place, inner):
+        if layer.name == "share":  # its places are those of the parameters, which it takes apart
+            inner = None
+        places.append((place, layer, inner is not None))
+        if inner is not None:
+            places[-1] = place, layer.rebuild(tuple(map(by_vjp, layer.parts))), True
+        return _remembering(layer, inner, len(places) - 1)
+
+    return rebuilt(model, wrap)
+
+
+def _remembering(layer: Layer, inner: Layer | None, number: int) -> Layer:
     def remembering(layer: Layer) -> Layer:
         held = statistics_of(layer) if is_frozen(layer) else ()
         within = given(inner, held) if inner is not None and held else inner
@@ -135,9 +134,8 @@ def _collect(tree: Tree, places: list, parts: list[Part]) -> None:
             met, held = jax.tree.map(
                 lambda leaf, index=index: leaf[index], (record.met, record.statistics)
             )
-            at = "".join(f"[{i}]" for i in index)
             there = given(layer, held) if held else layer
-            parts.append(Part(f"{place}{at}", there, **met, whole=whole))
+            parts.append(Part(at_index(place, index), there, **met, whole=whole))
         _collect(record.inside, places, parts)
 
 

@@ -37,8 +37,8 @@ def position(place: str) -> Iterator[None]:
     try:
         yield
     except LayerError as error:
-        inner = f".{error.position}" if error.position else ""
-        raise LayerError(error.layer, error.message, place + inner) from None
+        at = ".".join(filter(None, (place, error.position)))
+        raise LayerError(error.layer, error.message, at) from None
 
 
 def described(value: Any) -> str:

@@ -80,7 +80,7 @@ def _stretch(layers: tuple[Layer, ...], first: int, total: int) -> Layer:
                 delta, trees[i] = layers[i].backward(weights[i], residuals[i], delta, statistic)
         return delta, tuple(trees)
 
-    return Layer(init, forward, backward, "serial", layers, _in_series)
+    return Layer(init, forward, backward, "serial", layers, _in_series, places=tuple(places))
 
 
 def _in_series(parts: Sequence[Layer]) -> Layer:
@@ -173,15 +173,15 @@ def parallel(*layers: Layer) -> Layer:
     >>> [struct.shape for struct in out_shape]
     [(3,), (1,)]
     """
-    layers = tuple(as_layer(layer, f"layers[{i}]") for i, layer in enumerate(layers))
+    places = tuple(f"layers[{i}]" for i in range(len(layers)))
+    layers = tuple(map(as_layer, layers, places))
 
     def init(key, shape):
         _check_tuple("parallel", "shape", shape, len(layers))
         made = []
-        for i, (layer, entry, k) in enumerate(
-            zip(layers, shape, _split(key, len(layers)), strict=True)
-        ):
-            with position(f"layers[{i}]"):
+        keys = _split(key, len(layers))
+        for place, layer, entry, k in zip(places, layers, shape, keys, strict=True):
+            with position(place):
                 made.append(_init_entry(layer, k, entry))
         return tuple(params for params, _ in made), tuple(struct for _, struct in made)
 
@@ -189,21 +189,22 @@ def parallel(*layers: Layer) -> Layer:
         _check_tuple("parallel", "x", x, len(layers))
         _check_parts("parallel", params, layers)
         made = []
-        for i, (layer, part, entry, k) in enumerate(
-            zip(layers, params, x, _split(key, len(layers)), strict=True)
-        ):
-            with position(f"layers[{i}]"):
-                made.append(layer.forward(part, entry, k))
+        keys = _split(key, len(layers))
+        for place, layer, *own in zip(places, layers, params, x, keys, strict=True):
+            with position(place):
+                made.append(layer.forward(*own))
         return tuple(y for y, _ in made), tuple(kept for _, kept in made)
 
     def backward(weights, residuals, delta, statistic=gradient):
-        made = [
-            layer.backward(part, kept, d, statistic)
-            for layer, part, kept, d in zip(layers, weights, residuals, delta, strict=True)
-        ]
+        made = []
+        for place, layer, *own in zip(places, layers, weights, residuals, delta, strict=True):
+            with position(place):
+                made.append(layer.backward(*own, statistic))
         return tuple(delta_x for delta_x, _ in made), tuple(tree for _, tree in made)
 
-    return Layer(init, forward, backward, "parallel", layers, lambda parts: parallel(*parts))
+    return Layer(
+        init, forward, backward, "parallel", layers, lambda parts: parallel(*parts), places=places
+    )
 
 
 def on(i: int, layer: Layer) -> Layer:
@@ -225,23 +226,33 @@ def on(i: int, layer: Layer) -> Layer:
     >>> y.shape, length.tolist()
     ((2, 3), [7, 9])
     """
-    i, layer = _checked_entry("on", i), as_layer(layer, "on")
+    return on_entry(_checked_entry("on", i), as_layer(layer, "on"), "on")
+
+
+def on_entry(i: int, layer: Layer, place: str) -> Layer:
+    """:func:`on`, the layer in it called ``place``; "" for one that stands in its place."""
 
     def init(key, shape):
         _check_tuple("on", "shape", shape, None, i)
-        params, struct = _init_entry(layer, key, shape[i])
+        with position(place):
+            params, struct = _init_entry(layer, key, shape[i])
         return params, _with_entry(shape, i, struct)
 
     def forward(params, x, key=None):
         _check_tuple("on", "x", x, None, i)
-        y, residuals = layer.forward(params, x[i], key)
+        with position(place):
+            y, residuals = layer.forward(params, x[i], key)
         return _with_entry(x, i, y), residuals
 
     def backward(weights, residuals, delta, statistic=gradient):
-        delta_x, tree = layer.backward(weights, residuals, delta[i], statistic)
+        with position(place):
+            delta_x, tree = layer.backward(weights, residuals, delta[i], statistic)
         return _with_entry(delta, i, delta_x), tree
 
-    return Layer(init, forward, backward, "on", (layer,), lambda parts: on(i, *parts))
+    def rebuild(parts):
+        return on_entry(i, *parts, place)
+
+    return Layer(init, forward, backward, "on", (layer,), rebuild, places=(place,))
 
 
 def pick(*entries: int) -> Layer:
@@ -344,7 +355,8 @@ def residual(layer: Layer) -> Layer:
     layer = as_layer(layer, "residual")
 
     def init(key, shape):
-        params, out_shape = layer.init(key, shape)
+        with position("residual"):
+            params, out_shape = layer.init(key, shape)
         _check_entry_0(layer, out_shape)
         before, after = map(_shape_of_entry_0, (shape, out_shape))
         if before != after:
@@ -354,7 +366,8 @@ def residual(layer: Layer) -> Layer:
         return params, out_shape
 
     def forward(params, x, key=None):
-        y, residuals = layer.forward(params, x, key)
+        with position("residual"):
+            y, residuals = layer.forward(params, x, key)
         _check_entry_0(layer, y)
         before, after = _entry_0(x), _entry_0(y)
         if before.shape != after.shape or before.dtype != after.dtype:
@@ -366,7 +379,8 @@ def residual(layer: Layer) -> Layer:
         return _add_to_entry_0(y, before), residuals
 
     def backward(weights, residuals, delta, statistic=gradient):
-        delta_x, tree = layer.backward(weights, residuals, delta, statistic)
+        with position("residual"):
+            delta_x, tree = layer.backward(weights, residuals, delta, statistic)
         return _add_to_entry_0(delta_x, _entry_0(delta)), tree
 
     return Layer(init, forward, backward, "residual", (layer,), lambda parts: residual(*parts))
@@ -406,6 +420,7 @@ def repeat(layer: Layer, n: int) -> Layer:
 def _repeated(layer: Layer, n: int) -> Layer:
     """:func:`repeat` of a layer whose statistics, if it holds any, have the axis n in front."""
     held = statistics_of(layer) if is_frozen(layer) else ()
+    place = "repeat[:]"
 
     def each(statistics):
         return given(layer, statistics) if held else layer
@@ -415,7 +430,8 @@ def _repeated(layer: Layer, n: int) -> Layer:
 
         def one(part_key):
             nonlocal out_shape
-            params, out_shape = layer.init(part_key, shape)
+            with position(place):
+                params, out_shape = layer.init(part_key, shape)
             return params
 
         params = jax.vmap(one)(jax.random.split(key, n))
@@ -439,7 +455,8 @@ def _repeated(layer: Layer, n: int) -> Layer:
 
         def step(x, part):
             part_params, part_key, statistics = part
-            y, residuals = each(statistics).forward(part_params, x, part_key)
+            with position(place):
+                y, residuals = each(statistics).forward(part_params, x, part_key)
             for old, new in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
                 if old.shape != new.shape or old.dtype != new.dtype:
                     raise LayerError(
@@ -455,11 +472,15 @@ def _repeated(layer: Layer, n: int) -> Layer:
     def backward(weights, residuals, delta, statistic=gradient):
         def step(delta, part):
             part_weights, kept, statistics = part
-            return each(statistics).backward(part_weights, kept, delta, statistic)
+            with position(place):
+                return each(statistics).backward(part_weights, kept, delta, statistic)
 
         return jax.lax.scan(step, delta, (weights, residuals, held), length=n, reverse=True)
 
-    return Layer(init, forward, backward, "repeat", (layer,), lambda parts: _repeated(parts[0], n))
+    def rebuild(parts):
+        return _repeated(parts[0], n)
+
+    return Layer(init, forward, backward, "repeat", (layer,), rebuild, places=(place,))
 
 
 def remat(layer: Layer) -> Layer:
@@ -482,16 +503,22 @@ def remat(layer: Layer) -> Layer:
     """
     layer = as_layer(layer, "remat")
 
+    def init(key, shape):
+        with position("remat"):
+            return layer.init(key, shape)
+
     def forward(params, x, key=None):
-        return layer.apply(params, x, key), (params, x, key)
+        with position("remat"):
+            return layer.apply(params, x, key), (params, x, key)
 
     def backward(weights, residuals, delta, statistic=gradient):
         # The barrier ties the recomputation to delta: XLA may not merge it with the forward pass.
         (params, x, key), delta = jax.lax.optimization_barrier((residuals, delta))
-        _, kept = layer.forward(params, x, key)
-        return layer.backward(weights, kept, delta, statistic)
+        with position("remat"):
+            _, kept = layer.forward(params, x, key)
+            return layer.backward(weights, kept, delta, statistic)
 
-    return Layer(layer.init, forward, backward, "remat", (layer,), lambda parts: remat(*parts))
+    return Layer(init, forward, backward, "remat", (layer,), lambda parts: remat(*parts))
 
 
 # ---------------------------------------------------------------------------- helpers

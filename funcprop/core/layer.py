@@ -62,6 +62,7 @@ class _Functions(NamedTuple):
     rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
     inference: Callable[[Tree], Layer] | None = None
     statistics: Callable[[], Tree] | None = None
+    places: tuple[str, ...] = ()
 
 
 class Layer(_Functions):
@@ -84,6 +85,8 @@ class Layer(_Functions):
             ``{"mean", "variance"}`` of the data; ``None`` where there is no difference.
         statistics: ``statistics() -> {"mean", "variance"}`` of such a form: the constants that it
             holds; ``None`` elsewhere.  See :func:`~funcprop.calibrate`.
+        places: what the parts are called within it; by default several are ``layers[0]`` and so
+            on, and a single one is called as the layer that it is in, ``residual``.
 
     >>> import jax, jax.numpy as jnp
     >>> from funcprop import dense

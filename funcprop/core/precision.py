@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .checks import LayerError, as_layer
+from .checks import LayerError, as_layer, position
 from .layer import Layer
 from .site import gradient
 
@@ -52,10 +52,15 @@ def cast(layer: Layer, dtype: Any) -> Layer:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise LayerError("cast", f"dtype is {dtype}, one of floats is due, as bfloat16")
 
+    def init(key, shape):
+        with position("cast"):
+            return layer.init(key, shape)
+
     def forward(params, x, key=None):
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise LayerError("cast", f"dtype is {dtype}, which jax.enable_x64 has to allow")
-        y, residuals = layer.forward(_to(dtype, params), _to(dtype, x), key)
+        with position("cast"):
+            y, residuals = layer.forward(_to(dtype, params), _to(dtype, x), key)
         kept = _Dtypes.of(x)
         own = next((d for d in kept.leaves if d is not None), _dtype_of(params))
         return _to(own, y), (residuals, kept)
@@ -67,12 +72,13 @@ def cast(layer: Layer, dtype: Any) -> Layer:
         def widened(site, inputs, delta):
             return statistic(site, _to(own, inputs), _to(own, delta))
 
-        delta_x, tree = layer.backward(_to(dtype, weights), residuals, _to(dtype, delta), widened)
+        with position("cast"):
+            delta_x, tree = layer.backward(
+                _to(dtype, weights), residuals, _to(dtype, delta), widened
+            )
         return kept.given_to(delta_x), tree
 
-    return Layer(
-        layer.init, forward, backward, "cast", (layer,), lambda parts: cast(parts[0], dtype)
-    )
+    return Layer(init, forward, backward, "cast", (layer,), lambda parts: cast(parts[0], dtype))
 
 
 @jax.tree_util.register_static

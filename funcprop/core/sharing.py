@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import LayerError, as_layer
+from .checks import LayerError, as_layer, position
 from .contraction import accumulated
 from .layer import Layer
 from .rows import dense
@@ -64,19 +64,23 @@ def share(model: Layer, *paths: Any) -> Layer:
         return _replaced(params["model"], places, params["shared"])
 
     def init(key, shape):
-        params, out_shape = model.init(key, shape)
+        with position("share"):
+            params, out_shape = model.init(key, shape)
         shared = [_at(params, place) for place in places]
         _check_alike(places, shared)
         return {"shared": shared[0], "model": _replaced(params, places, ())}, out_shape
 
     def forward(params, x, key=None):
-        return model.forward(whole(params), x, key)
+        params = whole(params)
+        with position("share"):
+            return model.forward(params, x, key)
 
     def backward(weights, residuals, delta, statistic=gradient):
         weights = whole(weights)
 
         def sweep(statistic):
-            return model.backward(weights, residuals, delta, _counted(statistic))
+            with position("share"):
+                return model.backward(weights, residuals, delta, _counted(statistic))
 
         # A sweep in which nothing is computed tells which calls of the statistic are the places'.
         numbers = jax.eval_shape(lambda: sweep(lambda number, *_: _Number(number))[1])

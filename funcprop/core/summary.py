@@ -8,6 +8,7 @@ import jax
 
 from .checks import as_layer
 from .layer import Layer, is_shape
+from .places import rebuilt
 
 
 class Row(NamedTuple):
@@ -85,25 +86,20 @@ def summary(model: Layer, shape: Any) -> Summary:
     model = as_layer(model, "summary")
     rows: list[Row] = []
 
-    def watched(layer: Layer, place: str) -> Layer:
-        inner = layer
-        if layer.rebuild is not None:
-            several = layer.name in ("serial", "parallel")
-            places = (f"{place}.layers[{i}]" if several else place for i in range(len(layer.parts)))
-            inner = layer.rebuild(tuple(map(watched, layer.parts, places)))
+    def watched(layer: Layer, place: str, inner: Layer | None) -> Layer:
+        made = layer if inner is None else inner
 
         def init(key, shape):
             first = len(rows)
-            params, out_shape = inner.init(key, shape)
+            params, out_shape = made.init(key, shape)
             count = sum(leaf.size for leaf in jax.tree.leaves(params))
-            if layer.rebuild is None:
+            if inner is None:
                 held = layer.statistics() if layer.statistics is not None else ()
                 shapes, constants = (
                     jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (params, held)
                 )
                 size = sum(leaf.size for leaf in jax.tree.leaves(held))
-                at = place.removeprefix(".")
-                rows.append(Row(at, layer.name, out_shape, count, shapes, size, constants))
+                rows.append(Row(place, layer.name, out_shape, count, shapes, size, constants))
             within = sum(row.parameters for row in rows[first:])
             if within and count > within:  # a part that was made once and is used several times
                 times = count // within
@@ -113,10 +109,10 @@ def summary(model: Layer, shape: Any) -> Summary:
                 ]
             return params, out_shape
 
-        return inner._replace(init=init)
+        return made._replace(init=init)
 
     def whole(key):
-        return watched(model, "").init(key, shape)[0]
+        return rebuilt(model, watched).init(key, shape)[0]
 
     params = jax.eval_shape(whole, jax.random.key(0))
     return Summary(

@@ -46,18 +46,24 @@ def reverse(layer: Layer) -> Layer:
         first, *others = _entries(entries)
         return _alone((by_example(_turned, first, lengths), *others))
 
+    def init(key, shape):
+        with position("reverse"):
+            return layer.init(key, shape)
+
     def forward(params, x, key=None):
         lengths = _entries(x)[1] if _common(x) == 2 else None
         check_lengths("reverse", _entries(x)[0], lengths)
-        y, residuals = layer.forward(params, turned(x, lengths), key)
+        with position("reverse"):
+            y, residuals = layer.forward(params, turned(x, lengths), key)
         return turned(y, lengths), (lengths, residuals)
 
     def backward(weights, residuals, delta, statistic=gradient):
         lengths, residuals = residuals
-        delta_x, tree = layer.backward(weights, residuals, turned(delta, lengths), statistic)
+        with position("reverse"):
+            delta_x, tree = layer.backward(weights, residuals, turned(delta, lengths), statistic)
         return turned(delta_x, lengths), tree
 
-    return Layer(layer.init, forward, backward, "reverse", (layer,), lambda parts: reverse(*parts))
+    return Layer(init, forward, backward, "reverse", (layer,), lambda parts: reverse(*parts))
 
 
 def bidirectional(layer: Layer, backwards: Layer | None = None) -> Layer:
@@ -131,7 +137,8 @@ def bidirectional(layer: Layer, backwards: Layer | None = None) -> Layer:
         cut, made = (first[..., :size], first[..., size:]), []
         for i, (_, *more) in enumerate(map(_entries, sides(delta, common))):
             given = _alone((cut[i], *more))
-            made.append(layers[i].backward(weights[i], residuals[i], given, statistic))
+            with position(f"layers[{i}]"):
+                made.append(layers[i].backward(weights[i], residuals[i], given, statistic))
         deltas, trees = zip(*made, strict=True)
         first = _entries(deltas[0])[0] + _entries(deltas[1])[0]
         return joined(first, deltas, common), trees

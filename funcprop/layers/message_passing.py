@@ -103,10 +103,13 @@ def message_passing(
         delta, *others = delta
         start, delta_r, tree = None, graphs.real(delta), ()
         if update is not None:
-            (start, delta_r), tree = update.backward(weights[1], kept_update, delta_r, statistic)
+            with position("update"):
+                made = update.backward(weights[1], kept_update, delta_r, statistic)
+            (start, delta_r), tree = made
             start = accumulated(graphs.sound(start))
         delta_m = _delta_of_messages(reduce, delta_r, most, graphs)
-        deltas, own = message.backward(weights[0], kept, delta_m, statistic)
+        with position("message"):
+            deltas, own = message.backward(weights[0], kept, delta_m, statistic)
         source, target, *features = accumulated(deltas)
         start = graphs.start(source, delta.shape[1]) if start is None else start
         delta_x = added(added(start, graphs.source, source), graphs.target, target)
@@ -120,7 +123,8 @@ def message_passing(
         return message_passing(*parts, reduce=reduce, edge_features=edge_features)
 
     parts = (message,) if update is None else (message, update)
-    return Layer(init, forward, backward, NAME, parts, rebuild)
+    places = ("message", "update")[: len(parts)]
+    return Layer(init, forward, backward, NAME, parts, rebuild, places=places)
 
 
 def _reduced(reduce: str, m: jax.Array, graphs: Graphs, nodes: int) -> tuple[jax.Array, Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import LayerError, as_layer, check_count, check_number, position
-from ..core.combinators import on, remat, residual, serial
+from ..core.combinators import on_entry, remat, residual, serial
 from ..core.contraction import by_example
 from ..core.layer import Layer, float_shape, is_shape
 from ..core.site import gradient
@@ -289,7 +289,7 @@ def decoder_block(
     look = multi_head_attention(heads, cross=True, kv_heads=kv_heads)
     return _block(
         "decoder_block",
-        [on(0, attend), look],
+        [on_entry(0, attend, ""), look],
         hidden,
         activation,
         feed_forward,
@@ -351,9 +351,10 @@ def _before_balance(layer: Layer) -> Layer:
         delta_x, tree = layer.backward(weights, residuals, own, statistic)
         return joined(delta_x, balance), tree
 
-    return Layer(
-        init, forward, backward, layer.name, (layer,), lambda parts: _before_balance(*parts)
-    )
+    def rebuild(parts):
+        return _before_balance(*parts)
+
+    return Layer(init, forward, backward, layer.name, (layer,), rebuild, places=("",))
 
 
 def _feed_forward(hidden: int | None, activation: Layer) -> Layer:
@@ -378,7 +379,7 @@ def _feed_forward(hidden: int | None, activation: Layer) -> Layer:
 
 def tokens(layer: Layer) -> Layer:
     """The layer on x, or on entry 0 of a tuple whose other entries pass unchanged."""
-    first = on(0, layer)
+    first = on_entry(0, layer, "")
 
     def init(key, shape):
         several = isinstance(shape, tuple) and not is_shape(shape)
@@ -391,4 +392,7 @@ def tokens(layer: Layer) -> Layer:
         used = first if isinstance(delta, tuple) else layer
         return used.backward(weights, residuals, delta, statistic)
 
-    return Layer(init, forward, backward, layer.name, (layer,), lambda parts: tokens(*parts))
+    def rebuild(parts):
+        return tokens(*parts)
+
+    return Layer(init, forward, backward, layer.name, (layer,), rebuild, places=("",))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.checks import LayerError
 from ..core.contraction import accumulated
-from ..core.layer import Layer
+from ..core.layer import Layer, sites
 from ..core.loss import Loss
+from ..core.places import EACH, at_index, located
 from ..core.rule import Rule
-from ..core.sweep import value_and_backprop
+from ..core.site import Site
+from ..core.sweep import split_params, value_and_backprop
 from ..statistics.at_site import length
 from .feedback import matrices
 from .state import check_state
@@ -51,8 +58,9 @@ def alignment(
 
     Returns:
         ``metrics(state, batch) -> {name: number}`` for :func:`~funcprop.update_step` and
-        :func:`~funcprop.fit`: "angle", "ratio", and with a layer's place behind, as in "angle[0]",
-        "feedback_angle[1]".  The angle is NaN where one of the two is 0.
+        :func:`~funcprop.fit`: "angle", "ratio", and with a layer's place behind, as in "angle
+        layers[0]", "feedback_angle layers[1]", inside ``repeat`` for each repetition, "angle
+        layers[0].repeat[2]".  The angle is NaN where one of the two is 0.
 
     Raises:
         LayerError: while tracing, when what ``feedback`` gives is not shaped like the matrices.
@@ -65,7 +73,7 @@ def alignment(
     >>> params, _ = model.init(jax.random.key(0), (2,))
     >>> _, history = fp.fit(rule, optax.sgd(0.1), params, (jnp.ones((4, 2)), jnp.ones((4, 1))),
     ...                     key=jax.random.key(1), steps=3, metrics=metrics)
-    >>> len(history["angle[0]"]), history["angle[1]"][0] < 0.1
+    >>> len(history["angle layers[0]"]), history["angle layers[1]"][0] < 0.1
     (3, True)
     """
     sweep = value_and_backprop(model, loss)
@@ -80,28 +88,71 @@ def alignment(
                 "alignment",
                 f"the model itself cannot be run on the batch, for its gradient: {error}",
             ) from None
-        found = _compared("", estimate, due)
+        names = _names(model, loss, batch[0], due)
+        found = _compared("", names, estimate, due)
         if feedback is not None:
             b, w = feedback(state.rule_state), matrices(state.params)
             check_state("alignment", b, w, "feedback")
-            found |= _compared("feedback_", b, w)
+            found |= _compared("feedback_", names, b, w)
         return found
 
     return metrics
 
 
-def _compared(prefix: str, tree: Tree, due: Tree) -> dict[str, jax.Array]:
-    places: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
-    paths = jax.tree_util.tree_flatten_with_path(due)[0]
-    for (path, b), a in zip(paths, jax.tree.leaves(tree), strict=True):
-        for place in {"", jax.tree_util.keystr(path[:-1])}:
-            places.setdefault(place, []).append(accumulated((a, b)))
+def _names(model: Layer, loss: Loss, x: Tree, params: Tree) -> Tree:
+    """The parameters' tree with the name of its place at every site."""
+    shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    found = sites(located(model), shape)
+    paths, structure = jax.tree_util.tree_flatten_with_path(found, is_leaf=_is_site)
+    count = Counter(site.name for _, site in paths if _is_site(site))
+    names = [
+        _Name(site.name + ("" if count[site.name] == 1 else _last_keys(path)))
+        for path, site in paths
+    ]
+    names = jax.tree.unflatten(structure, names)
+    return names if split_params(loss, params)[0] is params else (names, _Name("loss"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    """A leaf of the tree of places: a string would do, were it never mistaken for a sequence."""
+
+    place: str
+
+
+def _is_site(leaf: Any) -> bool:
+    return isinstance(leaf, Site)
+
+
+def _last_keys(path: Any) -> str:
+    """Which of a layer's sites it is, as "['h']"."""
+    keys = itertools.takewhile(lambda key: hasattr(key, "key"), reversed(path))
+    return jax.tree_util.keystr(tuple(reversed(list(keys))))
+
+
+def _compared(prefix: str, names: Tree, tree: Tree, due: Tree) -> dict[str, jax.Array]:
+    places: dict[str, tuple[list, list]] = {"": ([], [])}
+    sizes: dict[str, tuple[int, ...]] = {"": ()}
+
+    def at(name, *sides):
+        repeats = name.place.count(EACH)
+        for leaves, whole, side in zip(
+            places.setdefault(f" {name.place}", ([], [])), places[""], sides, strict=True
+        ):
+            for leaf in accumulated(jax.tree.leaves(side)):
+                sizes[f" {name.place}"] = times = leaf.shape[:repeats]
+                leaves.append(leaf.reshape(math.prod(times), -1).T)
+                whole.append(leaf.reshape(-1, 1))
+
+    jax.tree.map(at, names, tree, due, is_leaf=lambda leaf: isinstance(leaf, _Name))
     found = {}
-    for place, leaves in places.items():
-        a, b = (
-            length([leaf.reshape(-1, 1) for leaf in side])[0] for side in zip(*leaves, strict=True)
-        )
-        cosine = sum(jnp.vdot(p / a, q / b) for p, q in leaves)
-        found[f"{prefix}angle{place}"] = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
-        found[f"{prefix}ratio{place}"] = a / b
+    for place, (ours, theirs) in places.items():
+        if not ours:
+            continue
+        a, b = length(ours), length(theirs)
+        cosine = sum(jnp.sum((p / a) * (q / b), axis=0) for p, q in zip(ours, theirs, strict=True))
+        angle, ratio = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1))), a / b
+        for i, index in enumerate(np.ndindex(*sizes[place])):
+            name = at_index(place, index)
+            found[f"{prefix}angle{name}"], found[f"{prefix}ratio{name}"] = angle[i], ratio[i]
     return found
