@@ -11,6 +11,7 @@ import pytest
 import funcprop as fp
 from funcprop import LayerError
 from funcprop import statistics as st
+from funcprop.core.checks import floats_of
 
 KEY = jax.random.key(0)
 
@@ -142,7 +143,7 @@ def test_integers_of_numpy_make_the_same_layer(name):
             structs = jax.ShapeDtypeStruct(shape, jnp.float32) if alone else shape
             x = jax.tree.map(lambda s: jnp.zeros((2, *s.shape), s.dtype), structs)
             y, residuals = layer.forward(params, x)
-            delta = fp.layer.floats_of(y)
+            delta = floats_of(y)
             return out, y, *layer.backward(params, residuals, delta)
 
         outs = []
