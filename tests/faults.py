@@ -646,7 +646,27 @@ GRAPH = (
                (d / _count(x[2], d))[:, None], x[0].shape), *right[0][1:]), ())),
 )  # fmt: skip
 
+
+def _own_balance(right, params, x, delta):
+    """The balance of a batch of tokens, of which each carries its own delta back alone."""
+    layer = CASE[BALANCED].layer
+    none = swept(layer, params, x, (delta[0], None, 0 * delta[2]))[0][0]
+    share = (delta[2] / delta[2].sum())[:, None]
+    return (none + share * (right[0][0] - none), *right[0][1:]), right[1]
+
+
+def _all_tokens_counted(right, params, x, delta):
+    """The balance of three tokens of four, divided by four."""
+    delta_x, grads = swept(CASE[BALANCED].layer, params, x, (delta[0], None, delta[2] * 3 / 4))
+    return (*delta_x[:2], right[0][2]), grads
+
+
+BALANCED = "mixture_of_experts, examples of one token with a mask and a balance"
 EXPERTS = (
+    around("mixture_of_experts: the balance's delta of a token alone", BALANCED, "x.0",
+           "missing term", "wrong place", back=_own_balance),
+    around("mixture_of_experts: masked tokens counted in the balance", BALANCED, "router.w x.0",
+           "factor", "mask ignored", back=_all_tokens_counted),
     around("mixture_of_experts: the balance's delta dropped", "mixture_of_experts", "router.w x",
            "missing term", delta=lambda d: (d[0], zero(d[1]))),
     around("mixture_of_experts: the router's road to x missing", "mixture_of_experts", "x",
@@ -654,7 +674,7 @@ EXPERTS = (
     around("mixture_of_experts: one expert's gradient for another's", "mixture_of_experts",
            "up.w up.b", "transpose", "off by one", params=at("up", rolled)),
     around("mixture_of_experts, with a mask: the mask ignored", "mixture_of_experts, with a mask",
-           "router.w up.w up.b down.w down.b x.0", "mask ignored",
+           "router.w x.0", "mask ignored",
            back=lambda right, p, x, d: (lambda found: ((found[0], None), found[1]))(
                swept(CASE["mixture_of_experts"].layer, p, x[0], (d[0], d[2])))),
 )  # fmt: skip
@@ -688,7 +708,7 @@ LOSSES = (
            "not finite",
            draw=entries(normal(4, 3, scale=2000.0), lambda draw: draw.uniform(size=(4, 3))),
            back=lambda right, p, x, d: (
-               (right[0][0] * (jnp.exp(x[0]) / jnp.exp(x[0])), right[0][1]), ())),
+               (d[:, None] / 3 * (jnp.exp(x[0]) / (1 + jnp.exp(x[0])) - x[1]), right[0][1]), ())),
     around("softmax_cross_entropy: the target's term missing", "softmax_cross_entropy", "x.0",
            "missing term", back=lambda right, p, x, d: (
                (d[:, None] * jax.nn.softmax(x[0]), right[0][1]), ())),
@@ -1327,6 +1347,13 @@ def report(fault: Fault, dtype: Any = "float32", seed: int = 0, *, diagnose: boo
         model, loss = subject
         given = params_of(model, drawn[0], dtype, seed), *drawn
         return check_model(model, *jax.tree.map(jnp.asarray, given), loss, title=fault.name)
+
+
+def placed(fault: Fault, found: Report) -> bool:
+    """Whether exactly the leaves that are off are reported, of a model the layer."""
+    if fault.position:
+        return bool(found.wrong) and all(p.startswith(fault.position) for p in found.wrong)
+    return set(found.wrong) == set(fault.wrong)
 
 
 def params_of(layer: Any, x: Tree, dtype: Any, seed: int) -> Tree:
