@@ -68,7 +68,7 @@ class Fault(NamedTuple):
     Attributes:
         name: unique and readable.
         subject: "layer", "function", "statistic" or "model".
-        family: the module of its layer or statistic, or the function's name.
+        family: the module of its layer, or the name of the function or statistic.
         make: makes the subject: a layer; (f, gradient); (statistic, reference); (model, loss).
         draw: draws from a ``numpy.random.Generator`` x; the arguments; (params, x, y); (x, y).
         wrong: the leaves that must be reported, as ``Report.wrong`` names them.
@@ -959,7 +959,7 @@ def measured(
         make: ``make(model, loss)`` makes it, by default the function itself.
         taken: what is compared of its result.
         subject: a model, and how to draw (x, y).
-        family: its module, by default that of the function.
+        family: by default the name of the function.
     """
     model, drawn = subject
     loss = fp.mean_squared_error if family else fp.softmax_cross_entropy()
@@ -984,7 +984,7 @@ def measured(
     return Fault(
         name,
         "statistic",
-        family or getattr(st, re.split("[:,]", name)[0]).__module__.rpartition(".")[2],
+        family or re.split("[:,]", name)[0],
         made,
         draw,
         tuple(wrong.split()),
