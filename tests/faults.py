@@ -30,15 +30,19 @@ import funcprop.statistics as st
 from funcprop.checking import (
     CASES,
     Case,
-    Report,
-    check_gradient,
-    check_layer,
-    check_model,
-    compare,
 )
 from funcprop.checking.cases.case import entries, labels, normal
-from funcprop.layer import cotangent_of, delta_of, floats_of, is_inexact, with_floats
+from funcprop.layer import floats_of, is_inexact
 from tests import mutations, plain_functions, programs
+from tests.fault_checks import (
+    LIMIT,
+    Fault,
+    cast,
+    gaps_of,
+    generator_of,
+    params_of,
+    proof,
+)
 from tests.plain_functions import (
     FUNCTIONS,
     arrays,
@@ -60,38 +64,6 @@ from tests.plain_functions import (
 
 Tree = Any
 CASE: dict[str, Case] = {case.name: case for case in CASES}
-
-
-class Fault(NamedTuple):
-    """A subject with a fault in its hand-written gradient, or an innocent one.
-
-    Attributes:
-        name: unique and readable.
-        subject: "layer", "function", "statistic" or "model".
-        family: the module of its layer, or the name of the function or statistic.
-        make: makes the subject: a layer; (f, gradient); (statistic, reference); (model, loss).
-        draw: draws from a ``numpy.random.Generator`` x; the arguments; (params, x, y); (x, y).
-        wrong: the leaves that must be reported, as ``Report.wrong`` names them.
-        kinds: acceptable names, the best first; of a generated one none where none is clear.
-        analytic: whether a layer's forward pass computes in complex numbers.
-        position: of a model the layer at which the fault must be placed, or how its name begins.
-        proven: the leaves of its layer that are off, where ``wrong`` names parts of that layer.
-        correct: makes the subject without the fault.
-        mutation: what was changed, of a generated one; ``None`` of one by hand.
-    """
-
-    name: str
-    subject: str
-    family: str
-    make: Callable[[], Any]
-    draw: Callable[[np.random.Generator], Any]
-    wrong: tuple[str, ...]
-    kinds: tuple[str, ...]
-    analytic: bool = False
-    position: str = ""
-    proven: tuple[str, ...] = ()
-    correct: Callable[[], Any] | None = None
-    mutation: mutations.Mutation | None = None
 
 
 # ---------------------------------------------------------------------------- faults by hand
@@ -241,9 +213,6 @@ ACTIVATIONS = (
            back=slope(lambda z: jnp.where(z > 0, 1, 0.01).astype(z.dtype))),
     around("relu6: not flat above 6", "relu6", "x", "wrong function", "mask ignored",
            draw=normal(4, 9, scale=6.0), back=slope(lambda z: (z > 0).astype(z.dtype))),
-    around("leaky_relu: twice its slope", "leaky_relu", "x", "wrong function", "factor",
-           layer=lambda: fp.leaky_relu(0.1), back=lambda right, p, x, d: (
-               right[0] * jnp.where(x > 0, 1, 2).astype(d.dtype), ())),
     around("gelu: the slope of its tanh form", "gelu", "x", "wrong function",
            back=lambda right, p, x, d: swept(fp.gelu_tanh, p, x, d)),
     around("gelu: the density's term missing", "gelu", "x", "missing term",
@@ -254,9 +223,6 @@ ACTIVATIONS = (
            draw=normal(4, 9, scale=2000.0), back=slope(lambda z: jnp.exp(z) / (1 + jnp.exp(z)))),
     around("tanh: derivative at the pre-activation", "tanh", "x", "wrong place",
            back=slope(lambda z: 1 - z * z)),
-    around("sigmoid_precise: derivative at the output", "sigmoid_precise", "x", "wrong place",
-           back=slope(lambda z: jax.nn.sigmoid(jax.nn.sigmoid(z)) * jax.nn.sigmoid(
-               -jax.nn.sigmoid(z)))),
     around("softmax: the sum missing", "softmax", "x", "missing term",
            back=slope(jax.nn.softmax)),
     around("elementwise: delta clipped", "elementwise", "x", "not linear",
@@ -270,7 +236,6 @@ DENSE = (
            layer=lambda: fp.affine(5), weights=at("w", jnp.transpose)),
     around("affine: mean over the batch", "affine without bias", "w", "factor",
            params=at("w", lambda w: w / 4)),
-    around("affine: bias stopped", "affine", "b", "stopped", params=at("b", zero)),
     around("affine: w in half precision", "affine", "w", "dtype",
            params=at("w", lambda w: w.astype(jnp.bfloat16))),
     around("affine: w rounded to half precision", "affine", "w", "low precision",
@@ -288,14 +253,11 @@ DENSE = (
     around("dense: an offset", "dense", "x", "not linear", x=lambda d: d + 1e-3),
     around("dense: one row of w doubled", "dense", "w", "factor",
            params=at("w", lambda w: w.at[1].multiply(2))),
-    around("dense: one column of w stopped", "dense", "w", "stopped", "missing term",
-           params=at("w", lambda w: w.at[:, 2].set(0))),
     around("dense: all of x by 0.1 %", "dense", "x", "factor", x=lambda d: d * 1.001),
     around("dense on tokens: random numbers", "dense on tokens", "x", "not deterministic", x=diced),
     around("serial: one element of w by 30 %", "serial", "2.w", "factor",
            params=lambda g: (*g[:2], at("w", lambda w: w.at[1, 4].multiply(1.3))(g[2]))),
     around("function: a counter", "function", "x", "not deterministic", x=restless),
-    around("function: no delta of the input", "function", "x", "stopped", x=zero),
     around("cast: rounded on the way", "dense", "w b x", "low precision",
            layer=lambda: fp.cast(fp.dense(3, fp.tanh), "float32"), x=rounded,
            params=lambda g: jax.tree.map(rounded, g)),
@@ -322,15 +284,10 @@ def _unshared(right, params, x, delta):
 COMBINATORS = (
     around("residual: the branch around it not added", "residual", "x", "missing term",
            back=lambda right, p, x, d: (right[0] - d, right[1])),
-    around("residual: the branch around it added twice", "residual", "x", "counted twice", "factor",
-           back=lambda right, p, x, d: (right[0] + d, right[1])),
-    around("residual: the branch through its layer not added", "residual", "x", "missing term",
-           back=lambda right, p, x, d: (d, right[1])),
     around("fork: one of two copies", "fork, parallel", "x", "missing term", back=_first_copy),
     around("parallel: deltas reversed", "fork, parallel", "1.0.w 1.0.b 1.1.w 1.1.b x", "transpose",
            layer=lambda: fp.serial(fp.fork(2), fp.parallel(fp.dense(3), fp.dense(3, fp.tanh))),
            delta=lambda d: d[::-1]),
-    around("on: sign", "on", "x.0", "sign", x=first(jnp.negative)),
     around("serial: trees in the order of the sweep", "dense", "0.w 0.b 1.w 1.b", "transpose",
            layer=lambda: fp.serial(fp.dense(5, fp.tanh), fp.dense(5, fp.tanh)),
            params=lambda g: g[::-1]),
@@ -360,23 +317,15 @@ CONVOLUTION = (
     around("conv: kernel not reversed", "conv", "x", "transpose",
            weights=at("w", lambda w: w[::-1, ::-1])),
     around("conv: window shifted by one", "conv", "x", "off by one", x=shifted),
-    around("conv: bias twice", "conv", "b", "factor", "counted twice",
-           params=at("b", lambda b: 2 * b)),
-    around("conv: one tap stopped", "conv", "w", "stopped", "missing term",
-           params=at("w", lambda w: w.at[0, 2].set(0))),
     around("conv: the kernel's axes in another order", "conv", "w", "structure",
            params=at("w", lambda w: jnp.moveaxis(w, -1, 0))),
     around("conv, causal with groups: groups reversed", "conv, causal with groups", "w b",
            "transpose", back=lambda right, p, x, d: (right[0], swept(
                CASE["conv, causal with groups"].layer, p, x, jnp.roll(d, 2, -1))[1])),
-    around("conv_transpose: taps of the kernel's gradient not reversed", "conv_transpose", "w",
-           "transpose", params=at("w", lambda w: w[::-1, ::-1])),
     around("max_pool: the delta goes to all of a window", "max_pool", "x", "mask ignored",
            back=_all_of_a_window),
     around("avg_pool: padding counted", "avg_pool", "x", "factor", "mask ignored",
            back=_padding_counted),
-    around("global_avg_pool: divided by one of two sizes", "global_avg_pool", "x", "factor",
-           x=lambda d: 2 * d),
     around("reshape: rows stopped", "reshape", "x", "stopped", "missing term",
            x=lambda d: d.at[0].set(0)),
     around("transpose: not inverted", "transpose", "x", "transpose", draw=normal(4, 3, 3, 3),
@@ -426,12 +375,8 @@ NORMALIZATION = (
            back=_statistics_constant),
     around("batch_norm: the factor of an unbiased variance", "batch_norm", "x", "factor",
            x=lambda d: d * (1 - 1 / 12)),
-    around("frozen_norm: the scale left out", "frozen_norm", "x", "factor",
-           back=lambda right, p, x, d: (right[0] / p["scale"], right[1])),
     around("dropout: the mask ignored", "dropout with a key", "x", "mask ignored",
            back=lambda right, p, x, d: (d / 0.6, ())),
-    around("dropout: the keep probability missing", "dropout with a key", "x", "factor",
-           x=lambda d: d * 0.6),
     around("dropout: another mask is drawn", "dropout with a key", "x", "not deterministic",
            back=lambda right, p, x, d: (
                d * (np.random.random(d.shape) > 0.4).astype(d.dtype) / 0.6, ())),
@@ -445,7 +390,6 @@ EMBEDDING = (
     around("embedding: delta in half precision", "embedding", "w", "low precision", delta=rounded),
     around("positional: shifted by one step", "positional", "p", "off by one",
            params=at("p", rolled)),
-    around("sinusoidal: nothing sent back", "sinusoidal", "x", "stopped", x=zero),
 )  # fmt: skip
 
 
@@ -502,8 +446,6 @@ ATTENTION = (
            "factor", draw=MASKED, x=lambda d: (d[0], d[1].at[:, :, 1].multiply(1.1), *d[2:])),
     around("rotary: turned the same way", "rotary", "x", "transpose", "sign",
            back=lambda right, p, x, d: (fp.rotary().apply((), d), ())),
-    around("multi_head_attention: delta rounded", "multi_head_attention",
-           "qkv.w qkv.b out.w out.b x", "low precision", delta=rounded),
     around("multi_head_attention: keys and values swapped", "multi_head_attention",
            "qkv.w qkv.b", "transpose",
            params=at("qkv", lambda qkv: jax.tree.map(_values_first, qkv))),
@@ -541,15 +483,12 @@ RECURRENT = (
            weights=at("u", zero)),
     around("rnn: recurrent weights transposed", "rnn", "w u b x", "transpose",
            weights=at("u", jnp.transpose)),
-    around("rnn: the first step stopped", "rnn", "x", "stopped", "missing term",
-           x=lambda d: d.at[:, 0].set(0)),
     around("rnn, chunks: the last state's delta dropped", "rnn, chunks", "w u b x.0 x.2",
            "missing term", delta=lambda d: (*d[:2], zero(d[2]))),
     around("lstm: no delta through the gates of the next step", "lstm", "w u b x", "missing term",
            weights=at("u", zero)),
     around("lstm: gates in another order", "lstm", "w u b", "transpose",
            params=lambda g: rolled(g, 3)),
-    around("lstm: nothing sent to the steps before", "lstm", "x", "stopped", x=zero),
     around("lstm: numbers from NumPy", "lstm", "u", "not deterministic", params=at("u", diced)),
     around("lstm, chunks: recurrent weights get the mean over the batch", "lstm, chunks", "u",
            "factor", params=at("u", lambda u: u / 4)),
@@ -557,8 +496,6 @@ RECURRENT = (
            back=lambda right, p, x, d: swept(fp.gru(3), p, (x[0], jnp.full_like(x[1], 3)), d)),
     around("gru: delta of x summed over the batch", "gru", "x.0", "structure",
            x=first(lambda d: d.sum(0))),
-    around("gru: the recurrent weights carry nothing", "gru, chunks", "x.w x.b h.w h.b x",
-           "missing term", weights=at("h", at("w", zero))),
     around("reverse: not turned back", "reverse", "x", "transpose", draw=normal(4, 3, 2),
            x=lambda d: jnp.flip(d, 1)),
     around("bidirectional: one of two directions", "bidirectional", "x.0", "missing term",
@@ -587,15 +524,11 @@ STATE_SPACE = (
            params=at("theta", jnp.negative)),
     around("ssm: the skip's branch not added", "ssm", "x", "missing term",
            back=lambda right, p, x, d: (right[0] - p["skip"]["d"] * d, right[1])),
-    around("ssm with a state: the skip averaged over time", "ssm with a state", "skip.d", "factor",
-           params=at("skip", at("d", lambda d: d / 3))),
 )  # fmt: skip
 
 TREE = (
     around("tree_rnn: nothing sent to the children", "tree_rnn", "w u b x.0", "missing term",
            weights=at("u", zero)),
-    around("tree_rnn, softplus: children get a mean", "tree_rnn, softplus", "w u b x.0", "factor",
-           weights=at("u", lambda u: u / 2)),
     around("tree_lstm: the forget gates send nothing", "tree_lstm",
            "gates.w gates.u gates.b forget.w forget.u forget.b x.0", "missing term",
            weights=at("forget", at("u", zero))),
@@ -619,8 +552,6 @@ MESSAGE = fp.serial(fp.concatenate, fp.dense(2, fp.tanh))
 GRAPH = (
     around("graph_conv: edges not turned", "graph_conv", "w x.0", "transpose",
            back=_edges_not_turned),
-    around("graph_conv: features rolled", "graph_conv", "x.0", "transpose", "off by one",
-           x=first(lambda d: jnp.roll(d, 1, -1))),
     around("graph_attention: another slope below 0", "graph_attention", "in.w out.a x.0",
            "wrong function", "factor", back=lambda right, p, x, d: (lambda found: (
                found[0], at("out", lambda own: own | {"b": right[1]["out"]["b"]})(found[1])))(
@@ -702,8 +633,6 @@ LOSSES = (
     around("huber: not clipped", "huber", "x.0", "wrong function",
            back=lambda right, p, x, d: (
                (swept(fp.mean_squared_error, (), x, d)[0][0] / 2, right[0][1]), ())),
-    around("sigmoid_cross_entropy: target stopped", "sigmoid_cross_entropy", "x.1", "stopped",
-           x=lambda d: (d[0], 0 * d[1])),
     around("sigmoid_cross_entropy: exponentials overflow", "sigmoid_cross_entropy", "x.0",
            "not finite",
            draw=entries(normal(4, 3, scale=2000.0), lambda draw: draw.uniform(size=(4, 3))),
@@ -715,8 +644,6 @@ LOSSES = (
     around("softmax_cross_entropy, smoothed: labels from 1", "softmax_cross_entropy, smoothed",
            "x.0", "off by one",
            back=_from(fp.softmax_cross_entropy(0.1), lambda labels: (labels + 1) % 5)),
-    around("softmax_cross_entropy, distributions: sign", "softmax_cross_entropy, distributions",
-           "x.0", "sign", x=first(jnp.negative)),
     around("kl_divergence: the 1 missing", "kl_divergence", "x.1", "missing term",
            back=lambda right, p, x, d: ((right[0][0], right[0][1] - d[:, None]), ())),
     around("hinge: the margin ignored", "hinge", "x.0", "mask ignored", "wrong function",
@@ -781,26 +708,16 @@ FUNCTION_FAULTS = (
     change(log_sum_exp, "the largest not subtracted", "top = x.max(1, keepdims=True)",
            "top = jnp.zeros_like(x[:, :1])", "0 1", "not finite",
            draw=arrays("bn", "b", scale=2000.0)),
-    change(log_sum_exp, "one row by 0.1 %", "w[:, None] * e / total",
-           "(w[:, None] * e / total).at[0].multiply(1.001)", "0", "factor"),
     change(cross_entropy, "the batch's size missing", "size = len(z)", "size = 1", "0 1", "factor"),
     change(cross_entropy, "labels from 1", "keepdims=True) - q)",
            "keepdims=True) - jnp.roll(q, 1, 1))", "0", "off by one"),
-    change(quadratic, "one of two uses of A", "(a @ x + a.T @ x) / 2", "a @ x / 2", "1",
-           "missing term"),
     change(quadratic, "A taken for symmetric", "(a @ x + a.T @ x) / 2", "a @ x", "1", "transpose",
            "counted twice"),
     change(log_determinant, "solved in half precision", "jnp.linalg.solve(s, a)",
            "rounded(jnp.linalg.solve(s, a), jnp.float16)", "0", "low precision"),
-    change(log_determinant, "one column stopped", "2 * jnp.linalg.solve(s, a)",
-           "2 * jnp.linalg.solve(s, a).at[:, 1].set(0)", "0", "stopped", "missing term"),
     change(cosine_similarity, "sign of the projection", "u / (a * b) - cosine * v / b**2",
            "u / (a * b) + cosine * v / b**2", "1", "sign"),
     change(kernel_sum, "2 missing", "pulls = 2 * gamma", "pulls = gamma", "0 1", "factor"),
-    change(kernel_sum, "gamma for its logarithm", "-gamma * jnp.sum(k", "-jnp.sum(k", "2",
-           "factor"),
-    change(distances, "one of two uses of x", "pulls.sum(1) - pulls.sum(0)", "pulls.sum(1)", "0",
-           "missing term"),
     change(distances, "0/0 where two are the same",
            "pulls = (w / d)[..., None] * gaps",
            "pulls = (w / jnp.sqrt(jnp.sum(gaps**2, axis=-1)))[..., None] * gaps", "0",
@@ -818,8 +735,6 @@ FUNCTION_FAULTS = (
     change(network, "derivative at the pre-activation", "(1 - h * h)", "(1 - z * z)",
            "0.w1 0.b1 1", "wrong place"),
     change(network, "one leaf missing", '"b2": dy.sum(0)}', "}", "0.b2", "structure"),
-    change(network, "bias in half precision", '"b2": dy.sum(0)}',
-           '"b2": dy.sum(0).astype(jnp.float16)}', "0.b2", "dtype"),
     change(network, "numbers from NumPy", '"w1": dz.T @ x', '"w1": diced(dz.T @ x)', "0.w1",
            "not deterministic"),
     change(normalised_dot, "projection counted twice", "- n * (g * n)", "- 2 * n * (g * n)", "0",
@@ -831,8 +746,6 @@ FUNCTION_FAULTS = (
            "transpose"),
     change(recurrence, "a counter", "dz @ u", "restless(dz @ u)", "2", "not deterministic"),
     change(filtered, "kernel reversed", "k[i] * c", "k[-1 - i] * c", "0", "transpose"),
-    change(filtered, "taps shifted by one", "taps @ c,", "jnp.roll(taps, 1, axis=1) @ c,", "1",
-           "off by one"),
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------ statistics
@@ -1167,9 +1080,6 @@ MODEL_FAULTS = (
     inside("dense: transport by W transposed", fp.affine(6),
            lambda part: fp.serial(fp.dense(6, fp.silu), fp.dense(6, fp.tanh), part, fp.dense(3)),
            VECTORS, "layers[2] dense", "x", "transpose", weights=at("w", jnp.transpose)),
-    inside("dense: bias averaged over the batch", fp.dense(3),
-           lambda part: fp.serial(*[fp.dense(5, fp.tanh)] * 4, part),
-           VECTORS, "layers[4] dense", "b", "factor", params=at("b", lambda b: b / 8)),
     inside("dense: w rounded", fp.dense(5, fp.tanh),
            lambda part: fp.serial(fp.dense(5, fp.silu), part, fp.dense(3)),
            VECTORS, "layers[1] dense", "w", "low precision", params=at("w", rounded)),
@@ -1225,7 +1135,6 @@ assert len({fault.name for fault in BY_HAND}) == len(BY_HAND), "two faults have 
 # -------------------------------------------------------------------------- generated faults
 
 EACH = 3  # so many of a case
-LIMIT = 4 * float(jnp.finfo("float32").eps)  # what is off by less is right
 
 
 class Generated(NamedTuple):
@@ -1260,7 +1169,7 @@ def generated(subject: Any, count: int = EACH) -> Generated:
         faults, equal = [], []
         drawn = mutations.drawn(mutations.mutations(program), zlib.crc32(name.encode()))
         for mutation in drawn[: 5 * count]:
-            gaps = _excess(named(mutations.made(program, args, mutation)), right)
+            gaps = gaps_of(named(mutations.made(program, args, mutation)), right)
             wrong = tuple(path for path, gap in gaps.items() if gap > LIMIT)
             if not wrong:
                 equal.append(f"{name}: {mutation.name}")
@@ -1309,145 +1218,6 @@ def all_faults() -> tuple[Fault, ...]:
     """Those by hand and the generated ones."""
     made = (fault for subject in subjects() for fault in generated(subject).faults)
     return (*BY_HAND, *made)
-
-
-# ------------------------------------------------------------------------------- the checks
-
-
-def cast(tree: Tree, dtype: Any) -> Tree:
-    """The floats in ``dtype``, on the host."""
-    return jax.tree.map(lambda a: np.asarray(a).astype(dtype) if is_inexact(a) else a, tree)
-
-
-def generator_of(seed: int) -> np.random.Generator:
-    """A stream apart from that of ``check_layer``: a delta that equals x hides faults."""
-    return np.random.default_rng((seed, 1))
-
-
-def report(fault: Fault, dtype: Any = "float32", seed: int = 0, *, diagnose: bool = True) -> Report:
-    """What the check that fits the subject finds; of a layer without its cause, if so wanted."""
-    with jax.enable_x64(np.dtype(dtype) == np.float64):
-        draw, subject = generator_of(seed), fault.make()
-        if fault.subject == "layer":
-            return check_layer(
-                subject,
-                x=fault.draw(draw),
-                dtype=dtype,
-                seed=seed,
-                analytic=fault.analytic,
-                diagnose=diagnose,
-                title=fault.name,
-            )
-        drawn = cast(fault.draw(draw), dtype)
-        if fault.subject == "function":
-            numbers = tuple(range(len(drawn)))
-            return check_gradient(*subject, *drawn, argnums=numbers, title=fault.name)
-        if fault.subject == "statistic":
-            return compare(*subject, *drawn, title=fault.name)
-        model, loss = subject
-        given = params_of(model, drawn[0], dtype, seed), *drawn
-        return check_model(model, *jax.tree.map(jnp.asarray, given), loss, title=fault.name)
-
-
-def placed(fault: Fault, found: Report) -> bool:
-    """Whether exactly the leaves that are off are reported, of a model the layer."""
-    if fault.position:
-        return bool(found.wrong) and all(p.startswith(fault.position) for p in found.wrong)
-    return set(found.wrong) == set(fault.wrong)
-
-
-def params_of(layer: Any, x: Tree, dtype: Any, seed: int) -> Tree:
-    """Parameters of which none is constant, as float64 numbers of ``dtype`` under x64."""
-    draw, key = np.random.default_rng(seed + 1), jax.random.key(seed)
-    structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
-    single = hasattr(x, "shape") and is_inexact(x)
-    params = layer.init(key, structs.shape if single else structs)[0]
-
-    def moved(a):
-        a = np.asarray(a, np.float64)
-        return a if not a.size or np.ptp(a) else a + draw.normal(size=a.shape) / 2
-
-    return cast(jax.tree.map(moved, params), dtype)
-
-
-class Plain(NamedTuple):
-    """A fault's subject for other checkers: a function with the faulty gradient attached.
-
-    Attributes:
-        f: a ``jax.custom_vjp`` function of ``args``.
-        forward, backward: ``forward(*args) -> y``, ``backward(args, delta) -> gradients``.
-        args: trees of floats.
-        names: of each leaf of ``args`` its path as ``Fault.wrong`` has it.
-    """
-
-    f: Callable[..., Tree]
-    forward: Callable[..., Tree]
-    backward: Callable[[tuple, Tree], tuple]
-    args: tuple
-    names: tuple[str, ...]
-
-
-def plain(fault: Fault, dtype: Any = "float32", seed: int = 0) -> Plain | None:
-    """The subject as a function with its gradient; ``None`` for a statistic, which has none.
-
-    Float64 needs ``jax.enable_x64``, for the call too.
-    """
-    draw = generator_of(seed)
-    if fault.subject == "statistic":
-        return None
-    subject, drawn = fault.make(), fault.draw(draw)
-    if fault.subject == "layer":
-        return _plain_layer(subject, drawn, dtype, seed)
-    if fault.subject == "function":
-        f, gradient = subject
-        drawn = cast(drawn, dtype)
-
-        def scaled(args, delta):
-            return jax.tree.map(lambda g: g * delta.astype(g.dtype), gradient(*args))
-
-        names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(drawn)]
-        return _attached(f, scaled, drawn, names)
-    model, loss = subject
-    x, y = cast(drawn, dtype)
-    params = params_of(model, x, dtype, seed)
-    sweep = fp.value_and_backprop(model, loss)
-
-    def back(args, delta):
-        return (jax.tree.map(lambda g: g * delta.astype(g.dtype), sweep(*args, x, y)[1]),)
-
-    found = jax.tree_util.tree_leaves_with_path(params)
-    names = [f"layers[{p[0].idx}] {jax.tree_util.keystr(p[1:])}" for p, _ in found]
-    return _attached(lambda params: sweep(params, x, y)[0], back, (params,), names)
-
-
-def _plain_layer(layer: Any, x: Tree, dtype: Any, seed: int) -> Plain:
-    key = jax.random.key(seed)
-    x = cast(x, dtype)
-    params = params_of(layer, x, dtype, seed)
-
-    def forward(params, floats):
-        return floats_of(layer.apply(params, with_floats(x, floats), key))
-
-    def backward(args, delta):
-        params, floats = args
-        y, residuals = layer.forward(params, with_floats(x, floats), key)
-        delta = delta_of(cotangent_of(y, delta))
-        delta_x, grads = layer.backward(params, residuals, delta, fp.gradient)
-        return grads, floats_of(delta_x)
-
-    args = params, floats_of(x)
-    tree = {"params": args[0], "x": args[1]}
-    names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    return _attached(forward, backward, args, names)
-
-
-def _attached(f: Any, backward: Any, args: tuple, names: list[str]) -> Plain:
-    @jax.custom_vjp
-    def attached(*args):
-        return f(*args)
-
-    attached.defvjp(lambda *args: (f(*args), args), backward)
-    return Plain(attached, f, backward, args, tuple(names))
 
 
 # -------------------------------------------------------------------------------- innocents
@@ -1503,116 +1273,6 @@ def _innocent(case: Any) -> Fault:
     return Fault(
         case.name, "layer", case.layer.name, lambda: case.layer, draw, (), (), case.analytic
     )
-
-
-# ------------------------------------------------------------------------ that it is a fault
-
-
-def excess(fault: Fault, dtype: Any = "float32", seed: int = 0) -> dict[str, float]:
-    """By how much each leaf is off in float64, relative to its largest element.
-
-    Infinite for a leaf that is missing, not finite, or of another shape or dtype.  The numbers are
-    those of ``dtype``, and the forward pass must be that of the correct subject.
-    """
-    assert fault.correct is not None
-    with jax.enable_x64(True):
-        drawn = fault.draw(generator_of(seed))
-        made, correct = fault.make(), fault.correct()
-        if fault.subject == "layer":
-            return _layer_excess(made, correct, drawn, dtype, seed)
-        exact = cast(cast(drawn, dtype), np.float64)
-        if fault.subject == "model":
-            return _model_excess(fault, made, correct, exact, dtype, seed)
-        if fault.subject == "function":
-            due = jax.grad(correct[0], tuple(range(len(exact))))
-        else:
-            due = correct[1]
-        for f in (correct[1], correct[0])[: 1 + (fault.subject == "statistic")]:
-            gaps = _excess(jax.jit(f)(*exact), jax.jit(due)(*exact))
-            assert max(gaps.values()) < 1e-10, f"the correct one is off by {gaps}"
-        return _excess(jax.jit(made[fault.subject == "function"])(*exact), jax.jit(due)(*exact))
-
-
-def _layer_excess(layer: Any, correct: Any, x: Tree, dtype: Any, seed: int) -> dict[str, float]:
-    x = cast(cast(x, dtype), np.float64)
-    params = cast(params_of(correct, x, dtype, seed), np.float64)
-    key, draw = jax.random.key(seed), np.random.default_rng(seed + 2)
-    y = jax.eval_shape(correct.apply, params, x, key)
-    delta = jax.tree.map(lambda s: draw.normal(size=s.shape) if is_inexact(s) else None, y)
-    delta = cast(cast(delta, dtype), np.float64)
-
-    @jax.jit
-    def by_hand(params, floats, delta):
-        y, residuals = layer.forward(params, with_floats(x, floats), key)
-        delta_x, grads = layer.backward(params, residuals, delta, fp.gradient)
-        return floats_of(y), {"params": grads, "x": floats_of(delta_x)}
-
-    @jax.jit
-    def due(params, floats, delta):
-        def apply(params, floats):
-            return floats_of(correct.apply(params, with_floats(x, floats), key))
-
-        y, pullback = jax.vjp(apply, params, floats)
-        grads, delta_x = pullback(floats_of(delta))
-        return y, {"params": grads, "x": delta_x}
-
-    y, ours = by_hand(params, floats_of(x), delta)
-    true_y, theirs = due(params, floats_of(x), delta)
-    for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(true_y), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, err_msg="forward pass")
-    return _excess(ours, theirs)
-
-
-def _model_excess(
-    fault: Fault, made: Any, correct: Any, exact: Any, dtype: Any, seed: int
-) -> dict[str, float]:
-    """That of the layer at the fault's position, with the input that it has in the model."""
-    x, y = exact
-    params = cast(params_of(correct[0], x, dtype, seed), np.float64)
-    params, x = jax.tree.map(jnp.asarray, (params, x))
-    if fault.position.startswith("loss"):
-        x = correct[0].apply(params, x), y
-        layers = made[1], correct[1]
-    else:
-        n = int(re.findall(r"\d+", fault.position)[0])
-        x = fp.serial(*correct[0].parts[:n]).apply(params[:n], x)
-        layers = made[0].parts[n], correct[0].parts[n]
-    gaps = _layer_excess(*layers, cast(x, np.float64), dtype, seed)
-    place = "" if fault.proven else f"{fault.position} "
-    return {f"{place}{path}": gap for path, gap in gaps.items()}
-
-
-def _excess(ours: Tree, theirs: Tree) -> dict[str, float]:
-    found = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(ours)}
-    gaps = {}
-    for path, b in jax.tree_util.tree_leaves_with_path(theirs):
-        name = jax.tree_util.keystr(path)
-        a = found.get(name)
-        name = name or "value"
-        if a is None or a.shape != b.shape or a.dtype != b.dtype or not np.isfinite(a).all():
-            gaps[name] = np.inf
-            continue
-        assert np.isfinite(b).all(), f"{name} is not finite in jax either"
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        largest = np.abs(b).max(initial=0)
-        gap = np.abs(a - b).max(initial=0)
-        gaps[name] = gap / largest if largest else (np.inf if gap else 0.0)
-    return gaps
-
-
-def proof(fault: Fault, dtype: Any = "float32", seed: int = 0) -> str:
-    """What is wrong with the claim that the leaves it names, and no others, are off; or ''."""
-    limit = 4 * float(jnp.finfo(dtype).eps)
-    try:
-        gaps = excess(fault, dtype, seed)
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    hit = {name for name, gap in gaps.items() if gap > limit}
-    due = set(fault.proven or fault.wrong)
-    lines = [f"{name} off by {gaps[name]:.2g}" for name in sorted(hit - due)]
-    for name in sorted(due - hit):
-        lines.append(f"{name} not off: {gaps.get(name, 'no such leaf')}")
-    return "; ".join(lines)
 
 
 def main(patterns: list[str]) -> int:

@@ -5,6 +5,7 @@ The whole table is marked slow: ``pytest tests/test_faults.py -m slow``.
 
 import pytest
 
+from tests.fault_checks import placed, proof, report
 from tests.faults import (
     BY_HAND,
     CASES,
@@ -12,9 +13,6 @@ from tests.faults import (
     family_of,
     generated,
     innocents,
-    placed,
-    proof,
-    report,
     subjects,
 )
 

@@ -11,7 +11,8 @@ from jax import lax
 import funcprop as fp
 from funcprop.checking import MISTAKES
 from tests import mutations, programs
-from tests.faults import CASE, params_of
+from tests.fault_checks import params_of
+from tests.faults import CASE
 
 X, Y = jnp.array([[1.0, -2.0, 3.0], [0.5, 4.0, -0.25]]), jnp.arange(6.0).reshape(2, 3) - 2
 V, Q = jnp.array([3.0, 1.0, 2.0]), jnp.arange(9.0).reshape(3, 3)
