@@ -3,7 +3,7 @@
 Each fault is a small named change to a rule that is correct, in its backward pass alone, with the
 leaves that it hits and the names under which it may be reported.  Those by hand are of every family
 and of mistakes that people make; the generated ones change an equation of the backward pass, see
-``tests/mutations.py``.  ``report(fault)`` runs the check.
+``tests/mutations.py``.  ``tests/fault_checks.py`` has the check of one, and the proof.
 
     python -m tests.faults [pattern ...]      proves that every fault is one, against jax.vjp
 """
@@ -27,10 +27,7 @@ import numpy as np
 
 import funcprop as fp
 import funcprop.statistics as st
-from funcprop.checking import (
-    CASES,
-    Case,
-)
+from funcprop.checking import CASES, Case
 from funcprop.checking.cases.case import entries, labels, normal
 from funcprop.layer import floats_of, is_inexact
 from tests import mutations, plain_functions, programs
