@@ -1,10 +1,11 @@
 """Checkers of hand-written gradients on planted faults, and on gradients that are right.
 
-    python -m benchmarks.checking [--only PATTERN ...] [--limit N] [--no-torch] [--innocents 1000]
-                                  [--checkers PATTERN ...] [--seed N]
+    python -m benchmarks.checking [--only PATTERN ...] [--limit N] [--by-hand] [--no-torch]
+                                  [--innocents 1000] [--checkers PATTERN ...] [--seed N]
 
 The faults of tests/faults.py, in float32: a small change each to the backward pass of a layer, a
-loss, a plain function, a statistic or a layer inside a model.  Each checker gets the same numbers:
+loss, a plain function, a statistic or a layer inside a model.  Those by hand and the generated ones
+have a row each.  Each checker gets the same numbers:
 
 - funcprop: ``check_layer``, ``check_gradient``, ``compare`` or ``check_model``;
 - ``jax.test_util.check_grads`` with order 2 and its default modes, forward and reverse; a
@@ -40,7 +41,8 @@ import numpy as np
 from jax.test_util import check_grads
 
 from benchmarks.timing import table
-from tests.faults import FAULTS, Fault, Plain, excess, innocents, plain, report
+from tests.fault_checks import Fault, Plain, excess, placed, plain, report
+from tests.faults import BY_HAND, all_faults, innocents
 
 HEADER = (
     "checker", "faults it takes", "found", "placed", "named", "false alarms", "in 16 bits",
@@ -71,14 +73,12 @@ def by_funcprop(fault: Fault, dtype: str, seed: int) -> Verdict:
         found = report(fault, dtype, seed)
     except Exception as error:
         return Verdict(None, said=_line(error))
-    if fault.position:
-        placed = bool(found.wrong) and all(p.startswith(fault.position) for p in found.wrong)
-    else:
-        placed = set(found.wrong) == set(fault.wrong)
     kind = found.findings[0].kind if found.findings else "nothing"
     statement = found.findings[0].statement if found.findings else "; ".join(found.problems)
     where = ", ".join(found.wrong) or "no leaf"
-    return Verdict(not found.ok, placed, kind in fault.kinds, f"{kind} at {where}: {statement}")
+    named = kind in fault.kinds if fault.kinds else None
+    said = f"{kind} at {where}: {statement}"
+    return Verdict(not found.ok, placed(fault, found), named, said)
 
 
 def by_check_grads(wide: bool = False, **options: Any) -> Checker:
@@ -223,9 +223,19 @@ def over_innocents(check: Checker, count: int, seed: int) -> Rows:
 
 def visible(fault: Fault, seed: int) -> bool:
     """Whether the gradient is off by more than 4 eps of float32, in a leaf that is named."""
+    if fault.mutation is not None:  # only such are generated
+        return True
     gaps = excess(fault, seed=seed)
     due = fault.proven or fault.wrong
     return any(gaps[path] > 4 * np.finfo(np.float32).eps for path in due)
+
+
+def by_program(fault: Fault) -> bool:
+    return fault.mutation is not None
+
+
+def by_hand(fault: Fault) -> bool:
+    return fault.mutation is None
 
 
 # -------------------------------------------------------------------------------- the tables
@@ -237,10 +247,11 @@ def row(name: str, seen: Rows, alarms: Rows) -> tuple[str, ...]:
     seconds = np.array([v.seconds for v in verdicts if v.found is not None])
 
     def share(attribute):
-        if all(getattr(v, attribute) is None for v in verdicts):
+        judged = [v for f, v in seen if attribute != "named" or f.kinds]
+        if all(getattr(v, attribute) is None for v in judged):
             return "-"
-        count = sum(bool(v.found) and getattr(v, attribute) is True for v in verdicts)
-        return f"{count} ({count / len(verdicts):.1%})"
+        count = sum(bool(v.found) and getattr(v, attribute) is True for v in judged)
+        return f"{count} ({count / len(judged):.1%})"
 
     def wrongly(sixteen):
         ran = [
@@ -269,7 +280,7 @@ def missed(seen: Rows, alarms: Rows) -> list[str]:
         elif not verdict.found:
             lines.append(f"missed: {fault.name}")
         elif words:
-            due = f"{fault.kinds[0]} at {', '.join(fault.wrong)}"
+            due = f"{', '.join(fault.kinds[:1])} at {', '.join(fault.wrong)}"
             lines.append(f"not {' nor '.join(words)}: {fault.name} [{due}]: {verdict.said}")
     for innocent, verdict in alarms:
         if verdict.found:
@@ -285,13 +296,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checking", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="names of faults, with *")
     parser.add_argument("--limit", type=int, help="so many faults, spread over all of them")
+    parser.add_argument("--by-hand", action="store_true", help="without the generated faults")
     parser.add_argument("--no-torch", action="store_true", help="without gradcheck")
     parser.add_argument("--innocents", type=int, default=1000, help="how many are checked")
     parser.add_argument("--checkers", nargs="+", metavar="PATTERN", help="names, with *")
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
     options = parser.parse_args(arguments)
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    faults = [f for f in FAULTS if _matches(f.name, options.only)]
+    table_of = BY_HAND if options.by_hand else all_faults()
+    faults = [f for f in table_of if _matches(f.name, options.only)]
     if options.limit is not None:
         chosen = np.linspace(0, len(faults) - 1, min(options.limit, len(faults))).round()
         faults = [faults[int(n)] for n in chosen]
@@ -310,7 +323,9 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         seen = over_faults(check, [f for f in faults if above[f]], options.seed)
         alarms = over_innocents(check, options.innocents, options.seed)
-        rows.append(row(name, seen, alarms))
+        for word, of in (("by hand", by_hand), ("generated", by_program)):
+            if chosen := [(fault, verdict) for fault, verdict in seen if of(fault)]:
+                rows.append(row(f"{name}, {word}", chosen, alarms))
         notes += ["", name, *missed(seen, alarms)]
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.platform} ({device.device_kind})")

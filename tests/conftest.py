@@ -24,14 +24,8 @@ if version("jaxlib").startswith("0.10."):  # the older emitters compile in half 
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import types
-from pathlib import Path
-
 import jax
-import numpy as np
 import pytest
-
-from funcprop import check_layer
 
 
 @pytest.fixture
@@ -45,25 +39,3 @@ def strict():
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def fault_is_found():
-    """``fault_is_found(module, old, new, make, draw)``: a fault in the source fails its check.
-
-    ``old`` stands once in the source of ``module`` and is replaced by ``new``; ``make(module)``
-    makes the layer out of the module so broken, and ``draw`` an input as a case does.
-    """
-
-    def found(module, old, new, make, draw):
-        source = Path(module.__file__).read_text(encoding="utf-8")
-        assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in the source"
-        broken = types.ModuleType(module.__name__)
-        broken.__file__, broken.__package__ = module.__file__, module.__package__
-        exec(compile(source.replace(old, new), module.__file__, "exec"), broken.__dict__)
-        x = draw(np.random.default_rng(7))
-        report = check_layer(make(broken), x=x, diagnose=False)
-        assert not report.problems, f"it is found for another reason: {report.problems}"
-        assert not report.ok, f"{old!r} -> {new!r} was not found"
-
-    return found

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.cases.case import labels, normal
-from funcprop.layers import embedding as module
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -147,27 +145,3 @@ X = jnp.ones((2, 4, 3))
 def test_what_is_refused(run, message):
     with pytest.raises(LayerError, match=message):
         run()
-
-
-IDS_DRAWN, SEQUENCE = labels(4, 6, classes=5), normal(4, 6, 3)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "make", "draw"),
-    [
-        (".add(delta,", ".add(-delta,", lambda m: m.embedding(5, 3), IDS_DRAWN),
-        (".add(delta,", ".set(delta,", lambda m: m.embedding(5, 3), IDS_DRAWN),
-        ("start.at[ids]", "start.at[ids + 1]", lambda m: m.embedding(5, 3), IDS_DRAWN),
-        ("((0, unused)", "((unused, 0)", lambda m: m.positional(7), SEQUENCE),
-        ("jnp.sum(delta, axis=0)", "delta[0]", lambda m: m.positional(7), SEQUENCE),
-        (
-            "delta, statistic(site, (), delta)",
-            "-delta, statistic(site, (), delta)",
-            lambda m: m.positional(7),
-            SEQUENCE,
-        ),
-        ("delta, ()\n", "2 * delta, ()\n", lambda m: m.sinusoidal(), SEQUENCE),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, old, new, make, draw):
-    fault_is_found(module, old, new, make, draw)

@@ -1,26 +1,76 @@
-"""Some of the planted faults, each found, placed and named; `benchmarks.checking` runs all."""
+"""Planted faults, each found and placed; `benchmarks.checking` runs all, with their names.
+
+The whole table is marked slow: ``pytest tests/test_faults.py -m slow``.
+"""
 
 import pytest
 
-from tests.faults import FAULTS, innocents, report
+from tests.fault_checks import placed, proof, report
+from tests.faults import (
+    BY_HAND,
+    CASES,
+    FUNCTIONS,
+    family_of,
+    generated,
+    innocents,
+    subjects,
+)
 
-FEW = [fault for fault in FAULTS if fault.subject == "layer"][::14]
-FEW += [fault for fault in FAULTS if fault.subject == "function"][::10]
+FEW = [fault for fault in BY_HAND if fault.subject == "layer"][::16]
+FEW += [fault for fault in BY_HAND if fault.subject == "function"][::10]
+REST = [fault for fault in BY_HAND if fault not in FEW]
+FIRST = list({family_of(case.layer): case for case in reversed(CASES)}.values())
 
 
-def test_there_are_enough_and_each_can_be_planted():
-    assert len(FAULTS) >= 150
-    for fault in FAULTS:  # the fragments still stand in the sources, once each
+def check(fault):
+    """Found and placed; a function's is named too, as its check always looks for the cause."""
+    found = report(fault, diagnose=False)
+    assert not found.ok, "not found"
+    assert placed(fault, found), f"{found.wrong}, due {fault.wrong}, {found.problems}"
+    if fault.subject == "function" and fault.mutation is None:
+        assert found.findings[0].kind in fault.kinds
+
+
+def test_there_are_enough_of_every_family_and_subject():
+    assert len(BY_HAND) >= 60
+    assert {fault.subject for fault in BY_HAND} == {"layer", "function", "statistic", "model"}
+    families = {fault.family for fault in BY_HAND}
+    assert families >= {family_of(case.layer) for case in CASES}
+    assert families >= {f.__name__ for f in FUNCTIONS}
+    for fault in BY_HAND:  # the names and fragments that they are made of still exist
         fault.make()
-    assert len({fault.family for fault in FAULTS}) > 40
 
 
 @pytest.mark.parametrize("fault", FEW, ids=[fault.name for fault in FEW])
-def test_a_fault_is_found_and_placed(fault):
-    found = report(fault)
-    assert not found.ok
-    assert set(found.wrong) == set(fault.wrong)
-    assert found.findings
+def test_a_fault_by_hand_is_found_and_placed(fault):
+    check(fault)
+
+
+@pytest.mark.parametrize("case", FIRST, ids=[case.name for case in FIRST])
+def test_a_generated_fault_of_each_family_is_found_and_placed(case):
+    (fault,) = generated(case, 1).faults
+    check(fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", REST, ids=[fault.name for fault in REST])
+def test_each_fault_by_hand_is_found_and_placed(fault):
+    check(fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", BY_HAND, ids=[fault.name for fault in BY_HAND])
+def test_each_fault_by_hand_is_one(fault):
+    assert not proof(fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "subject", subjects(), ids=[getattr(s, "name", None) or s.__name__ for s in subjects()]
+)
+def test_each_generated_fault_is_found_and_placed(subject):
+    for fault in generated(subject).faults:
+        check(fault)
 
 
 RIGHT = list(innocents(6, 11))

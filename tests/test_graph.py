@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 import funcprop as fp
 from funcprop import LayerError
 from funcprop.cases.case import entries
-from funcprop.cases.graph import MASKED, MESSAGE, PLAIN
-from funcprop.layers import graph, graph_pool, message_passing
-from funcprop.layers import graph_attention as module
+from funcprop.cases.graph import MASKED, MESSAGE
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -442,56 +440,3 @@ PA = init(ATTENTION, (X, EDGES))
 def test_what_is_refused(run, message):
     with pytest.raises(LayerError, match=message):
         run()
-
-
-@pytest.mark.parametrize(
-    ("broken", "old", "new", "make", "draw"),
-    [
-        (
-            graph,
-            "(delta, own, edge, turned)",
-            "(delta, own, edge, graphs)",
-            "m.graph_conv(2)",
-            PLAIN,
-        ),
-        (graph, "outer(delta_h, x)", "outer(delta, x)", "m.graph_conv(2)", PLAIN),
-        (graph, "transport(delta_h,", "transport(delta,", "m.graph_conv(3)", PLAIN),
-        (graph, "delta = graphs.real(delta)", "", "m.graph_conv(3)", MASKED),
-        (module, "(by_own - along)", "by_own", "m.graph_attention(2)", PLAIN),
-        (module, "* a[1]", "* a[0]", "m.graph_attention(2)", PLAIN),
-        (module, " / heads", "", "m.graph_attention(2, 2, concat=False)", MASKED),
-        (
-            message_passing,
-            "(added(start, graphs.source, source), graphs.target, target)",
-            "(added(start, graphs.target, source), graphs.source, target)",
-            "m.message_passing(MESSAGE)",
-            PLAIN,
-        ),
-        (
-            message_passing,
-            "start = accumulated(graphs.sound(start))",
-            "start = None",
-            "m.message_passing(MESSAGE, MESSAGE)",
-            PLAIN,
-        ),
-        (
-            message_passing,
-            "(accumulated(delta_r) / kept)",
-            "accumulated(delta_r)",
-            "m.message_passing(MESSAGE, reduce='mean')",
-            MASKED,
-        ),
-        (
-            message_passing,
-            "where(ties, taken",
-            "where(m > 0, taken",
-            "m.message_passing(MESSAGE, reduce='max')",
-            MASKED,
-        ),
-        (graph_pool, "x == y[:, None]", "x > 0", "m.graph_pool('max')", PLAIN),
-        (graph_pool, ' if reduce == "mean" else each', "", "m.graph_pool('sum')", PLAIN),
-        (graph_pool, "kept.shape)), mask)", "kept.shape)), None)", "m.graph_pool()", MASKED),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, broken, old, new, make, draw):
-    fault_is_found(broken, old, new, lambda m: eval(make), entries(*draw))

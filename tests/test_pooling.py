@@ -10,9 +10,6 @@ from jax import lax
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.cases.case import apart, entries, normal
-from funcprop.layers import pooling, shape
-from funcprop.layers import windows as maps
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -204,79 +201,3 @@ def test_concatenate_puts_arrays_side_by_side_and_cuts_their_delta():
         np.testing.assert_array_equal(delta, due)
     structs = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in (a, b, c))
     assert fp.concatenate.init(KEY, structs)[1] == (6, 5, 7)
-
-
-PLANE, SMOOTH = apart(4, 4, 5, 2), normal(4, 4, 5, 2)
-PAIR = entries(SMOOTH, SMOOTH)
-
-
-@pytest.mark.parametrize(
-    ("module", "old", "new", "make", "draw"),
-    [
-        (pooling, "jnp.where(w == k", "jnp.where(w != k", "m.max_pool(2)", PLANE),
-        (pooling, "enumerate(taps, 1)", "enumerate(taps, 0)", "m.max_pool(2)", PLANE),
-        (pooling, "winners == k, delta,", "winners == k, 2 * delta,", "m.max_pool(2, 1)", PLANE),
-        (pooling, "reversed(kept)", "kept", "m.max_pool((2, 3), (1, 2), 'SAME')", PLANE),
-        (pooling, "(-lo, n + lo -", "(lo, n - lo -", "m.max_pool(2, 2, [(0, 1), (1, 0)])", PLANE),
-        (
-            pooling,
-            "accumulated(delta) / counts(g, accumulated(delta))",
-            "accumulated(delta)",
-            "m.avg_pool(2, 1)",
-            SMOOTH,
-        ),
-        (
-            pooling,
-            "for axis in _axes(g):\n            # All",
-            "for axis in _axes(g)[1:]:\n            # All",
-            "m.avg_pool((2, 3), 1, 'SAME')",
-            SMOOTH,
-        ),
-        (
-            pooling,
-            "range(math.prod(axis.kernel)))",
-            "range(1))",
-            "m.avg_pool(3, 1, 'SAME')",
-            SMOOTH,
-        ),
-        (pooling, "divided(delta, math.prod(sizes))", "delta", "m.global_avg_pool", SMOOTH),
-        (
-            pooling,
-            "math.prod(sizes)).resh",
-            "(2 * math.prod(sizes))).resh",
-            "m.global_avg_pool",
-            SMOOTH,
-        ),
-        (pooling, "jnp.broadcast_to(each,", "jnp.broadcast_to(-each,", "m.global_avg_pool", SMOOTH),
-        (
-            shape,
-            "np.argsort(order(",
-            "np.asarray(order(",
-            "m.transpose(1, 2, 0)",
-            normal(4, 3, 3, 3),
-        ),
-        (shape, "return delta.transpose(", "return -delta.transpose(", "m.transpose()", SMOOTH),
-        (shape, "return _reshaped(delta,", "return _reshaped(-delta,", "m.flatten", SMOOTH),
-        (
-            shape,
-            "return _reshaped(delta,",
-            "return _reshaped(delta[::-1],",
-            "m.reshape(-1)",
-            SMOOTH,
-        ),
-        (shape, "return _reshaped(delta,", "return _reshaped(2 * delta,", "m.reshape(-1)", SMOOTH),
-        (shape, "tuple(delta[..., a:b]", "tuple(-delta[..., a:b]", "m.concatenate", PAIR),
-        (shape, "pairwise(ends)), ()", "pairwise(ends))[::-1], ()", "m.concatenate", PAIR),
-        (shape, "delta[..., a:b]", "delta[..., a:b][::-1]", "m.concatenate", PAIR),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, module, old, new, make, draw):
-    fault_is_found(module, old, new, lambda m: eval(make), draw)
-
-
-def test_a_tap_put_back_one_place_off_is_found(monkeypatch):
-    put = maps.Windows.put
-    monkeypatch.setattr(
-        maps.Windows, "put", lambda g, k, piece: jnp.roll(put(g, k, piece), 1, axis=1)
-    )
-    assert not fp.check_layer(fp.max_pool(2, 1), x=PLANE(np.random.default_rng(0))).ok

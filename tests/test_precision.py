@@ -14,9 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
 from funcprop import LayerError, cast
-from funcprop.cases.case import normal
 from funcprop.cases.catalogue import ACTIVATIONS, LAYERS
-from funcprop.core import precision
 from funcprop.core.checks import is_inexact
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -354,17 +352,3 @@ def test_angles_of_gradients_whose_squares_are_no_numbers():
 def test_what_is_refused(run, message):
     with pytest.raises(LayerError, match=message):
         run()
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("_to(own, inputs), _to(own, delta)", "_to(own, inputs), -_to(own, delta)"),
-        ("residuals, _to(dtype, delta), widened", "residuals, 2 * _to(dtype, delta), widened"),
-        ("statistic(site, _to(own, inputs)", "statistic(site, _to(dtype, inputs)[::-1]"),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, old, new):
-    fault_is_found(
-        precision, old, new, lambda m: m.cast(fp.dense(3, fp.tanh), "float32"), normal(4, 5)
-    )

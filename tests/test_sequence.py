@@ -7,11 +7,8 @@ import pytest
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.cases.case import entries, lengths, normal
-from funcprop.layers import sequence
 
 X = jnp.arange(24.0).reshape(3, 4, 2)
-PADDED = entries(normal(4, 3, 2), lengths(4, longest=3))
 
 
 @jax.jit
@@ -70,15 +67,3 @@ def test_lengths_of_narrow_integers_fit_long_sequences(dtype):
 def test_what_is_refused(run, message):
     with pytest.raises(LayerError, match=message):
         run()
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("1, time)[:, None] - 1", "1, time)[:, None]"),
-        ("delta[:, None], zero)", "-delta[:, None], zero)"),
-        ("is_last = is_last & (lengths != 0)[:, None]", "pass"),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, old, new):
-    fault_is_found(sequence, old, new, lambda m: m.last_step, PADDED)

@@ -7,8 +7,6 @@ import pytest
 
 import funcprop as fp
 from funcprop import LayerError, share
-from funcprop.cases.case import normal
-from funcprop.core import sharing
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -143,21 +141,3 @@ def backward_of(model):
 def test_what_is_refused(run, message):
     with pytest.raises(LayerError, match=message):
         run()
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("functools.reduce(jnp.add, accumulated(g))", "accumulated(g)[0]"),
-        ("reduce(jnp.add, acc", "reduce(jnp.subtract, acc"),
-        ("tuple(pair.inputs for pair in same)", "tuple(pair.inputs for pair in same[::-1])"),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, old, new):
-    fault_is_found(
-        sharing,
-        old,
-        new,
-        lambda m: m.share(fp.serial(fp.dense(5, fp.tanh), fp.dense(5)), (0,), (1,)),
-        normal(4, 5),
-    )

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.cases.case import entries, normal
-from funcprop.layers import diagonal, ssm
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -212,43 +210,3 @@ S = fp.diagonal_recurrence(state=True)
 def test_what_is_refused(run, message):
     with pytest.raises(LayerError, match=message):
         run()
-
-
-SEQUENCE, WIDE = normal(4, 3, 2), normal(4, 5, 4)
-WITH_STATE = entries(WIDE, normal(4, 4))
-
-
-PLAIN, STATEFUL = "m.diagonal_recurrence()", "m.diagonal_recurrence(state=True)"
-
-
-@pytest.mark.parametrize(
-    ("broken", "old", "new", "make", "draw"),
-    [
-        (diagonal, "scanned(jnp.conj(lam), delta", "scanned(lam, delta", PLAIN, WIDE),
-        (diagonal, "h[:, :-1]) * g[:, 1:]", "h[:, 1:]) * g[:, 1:]", PLAIN, WIDE),
-        (diagonal, "delta_gamma * shrink -", "-", PLAIN, WIDE),
-        (diagonal, "exp(-2 * jnp.exp(nu)) / gamma", "exp(-jnp.exp(nu)) / gamma", PLAIN, WIDE),
-        (diagonal, "* jnp.imag(by_exp", "* -jnp.imag(by_exp", PLAIN, WIDE),
-        (diagonal, "jnp.tile(gamma, 2) * g, start", "g, start", PLAIN, WIDE),
-        (diagonal, "_pairs(jnp.conj(lam) * g[:, 0])", "_pairs(g[:, 0])", STATEFUL, WITH_STATE),
-        (
-            diagonal,
-            "delta_lam += jnp.conj(_complex(start)) * g[:, 0]",
-            "pass",
-            STATEFUL,
-            WITH_STATE,
-        ),
-        (diagonal, "delta = delta.at[:, -1].add(_complex(h))", "pass", STATEFUL, WITH_STATE),
-        (ssm, 'matched(weights["skip"]["d"] * delta', "matched(0 * delta", "m.ssm(3)", SEQUENCE),
-        (ssm, "_product(x, delta)}", "_product(x, x * delta)}", "m.ssm(3)", SEQUENCE),
-        (
-            ssm,
-            "*last) if state else delta_h",
-            "*last) if state else -delta_h",
-            "m.ssm(3)",
-            SEQUENCE,
-        ),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, broken, old, new, make, draw):
-    fault_is_found(broken, old, new, lambda m: eval(make), draw)

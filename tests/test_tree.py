@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop import LayerError
-from funcprop.cases.case import entries, normal
 from funcprop.cases.tree import trees
-from funcprop.layers import tree as module
-from funcprop.layers import tree_lstm as lstm_module
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -368,21 +365,3 @@ def run(x, params=RNN):
 def test_what_is_refused(call, message):
     with pytest.raises(LayerError, match=message):
         call()
-
-
-SMALL = entries(normal(3, 4, 2), trees(3, 4, 2))
-
-
-@pytest.mark.parametrize(
-    ("broken", "old", "new", "make"),
-    [
-        (module, "sent = transport(", "sent = -transport(", "m.tree_rnn(2)"),
-        (module, "add_below(put(buffer, delta_z, n)", "add_below(buffer", "m.tree_rnn(2)"),
-        (module, "(x, s), delta_z", "(x, 2 * s), delta_z", "m.tree_rnn(2)"),
-        (lstm_module, "delta_c[:, None] * f)", "delta_c[:, None])", "m.tree_lstm(2)"),
-        (lstm_module, "* below(c, nodes) * f *", "* f *", "m.tree_lstm(2)"),
-        (lstm_module, "jnp.sum(delta, axis=2), x)", "delta[:, :, 0], x)", "m.tree_lstm(2)"),
-    ],
-)
-def test_planted_faults_are_found(fault_is_found, broken, old, new, make):
-    fault_is_found(broken, old, new, lambda m: eval(make), SMALL)
