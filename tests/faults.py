@@ -584,17 +584,18 @@ def _own_balance(right, params, x, delta):
 
 
 def _all_tokens_counted(right, params, x, delta):
-    """The balance of three tokens of four, divided by four."""
-    delta_x, grads = swept(CASE[BALANCED].layer, params, x, (delta[0], None, delta[2] * 3 / 4))
+    """The balance of six tokens of seven, divided by seven."""
+    delta_x, grads = swept(CASE[BALANCED].layer, params, x, (delta[0], None, delta[2] * 6 / 7))
     return (*delta_x[:2], right[0][2]), grads
 
 
+SEVEN = entries(normal(7, 3), lambda draw: np.arange(7) != 2, normal(7))
 BALANCED = "mixture_of_experts, examples of one token with a mask and a balance"
 EXPERTS = (
     around("mixture_of_experts: the balance's delta of a token alone", BALANCED, "x.0",
-           "missing term", "wrong place", back=_own_balance),
+           "missing term", "wrong place", draw=SEVEN, back=_own_balance),
     around("mixture_of_experts: masked tokens counted in the balance", BALANCED, "router.w x.0",
-           "factor", "mask ignored", back=_all_tokens_counted),
+           "factor", "mask ignored", draw=SEVEN, back=_all_tokens_counted),
     around("mixture_of_experts: the balance's delta dropped", "mixture_of_experts", "router.w x",
            "missing term", delta=lambda d: (d[0], zero(d[1]))),
     around("mixture_of_experts: the router's road to x missing", "mixture_of_experts", "x",
