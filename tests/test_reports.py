@@ -3,9 +3,7 @@
 python -m tests.test_reports      writes the reports and the table of docs/wrong_gradient.md anew
 """
 
-import doctest
 import json
-import linecache
 import re
 import shutil
 import subprocess
@@ -22,38 +20,32 @@ import funcprop as fp
 from funcprop import Finding, Report, check_model, check_rule, compare
 from funcprop.checking import MISTAKES, Diverged, replay, watch, write_html
 from funcprop.checking.diagnosis.patterns import pattern
+from tests.test_docs import run
 
 KEY = jax.random.key(0)
 
 # ---------------------------------------------------------------- what the guide shows
 
 PAGE = Path(__file__).parents[1] / "docs" / "wrong_gradient.md"
-BLOCK = re.compile(r"^```(python|pycon|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?(?:e-?\d+)?|inf|nan)(?![\w.])")
 
 
 def shown_and_printed(page):
-    """The reports that a page shows, (start, end) of each, with what its code prints.
+    """The reports that a page shows, (start, end) of each, with what its code prints; what failed.
 
-    A block of Python that begins with "# name.py" is that file.  A block of text shows the report
-    that the blocks before it have made anew.
+    A block of text shows the report that the blocks before it have made anew.
     """
-    names: dict[str, Any] = {"__name__": "page"}
     found, last = [], None
-    for block in BLOCK.finditer(page):
-        language, code = block.groups()
-        if language == "python":
-            file = code.partition("\n")[0].removeprefix("# ")
-            linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
-            exec(compile(code, file, "exec"), names)
-        elif language == "pycon":
-            for example in doctest.DocTestParser().get_examples(code):
-                exec(compile(example.source, "page", "single"), names)
-        elif names.get("report") is not last:
+
+    def shown(span, names):
+        nonlocal last
+        if names.get("report") is not last:
             last = names["report"]
-            found.append((block.span(2), last.text()))
-    return found
+            found.append((span, last.text()))
+
+    failed = run(PAGE.name, page, shown)
+    return found, failed
 
 
 def unmeasured(text):
@@ -65,10 +57,19 @@ def unmeasured(text):
     return kept
 
 
-def test_the_guide_shows_what_is_printed(capsys):
+@pytest.mark.parametrize(
+    ("end", "reports"),
+    [
+        ("## The derivative at the wrong place", 2),
+        pytest.param("", 5, marks=pytest.mark.slow),
+    ],
+    ids=["its beginning", "all of it"],
+)
+def test_the_guide_runs_and_shows_what_is_printed(end, reports):
     page = PAGE.read_text(encoding="utf-8")
-    found = shown_and_printed(page)
-    assert len(found) == 5
+    found, failed = shown_and_printed(page[: page.index(end) or None])
+    assert not failed, failed
+    assert len(found) == reports
     for (start, end), printed in found:
         assert unmeasured(page[start:end]) == unmeasured(printed)
 
@@ -81,7 +82,7 @@ def test_the_guide_names_every_mistake():
 
 
 def _rewritten(page):
-    for (start, end), printed in reversed(shown_and_printed(page)):
+    for (start, end), printed in reversed(shown_and_printed(page)[0]):
         page = f"{page[:start]}{printed}\n{page[end:]}"
     head, title, rest = page.partition("## What the mistakes' names mean")
     advice = {row[1]: MISTAKES.get(row[1], row[3]) for row in ROW.finditer(rest)}
