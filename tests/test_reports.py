@@ -18,7 +18,7 @@ import pytest
 
 import funcprop as fp
 from funcprop import Finding, Report, check_model, check_rule, compare
-from funcprop.checking import MISTAKES, Diverged, models, replay, watch, write_html
+from funcprop.checking import MISTAKES, Diverged, replay, watch, write_html
 from funcprop.checking.diagnosis.patterns import pattern
 from tests.test_docs import run
 
@@ -330,12 +330,6 @@ def train(rule, callback, steps=6, every=1):
 
 def same_rows(one, other):
     return one.leaves == other.leaves and one.wholes == other.wholes
-
-
-@pytest.fixture
-def no_cause(monkeypatch):
-    """The cause of a wrong gradient is not looked for, which takes seconds."""
-    monkeypatch.setattr(models, "with_findings", lambda report, *_, **__: report)
 
 
 def test_check_rule(no_cause):
