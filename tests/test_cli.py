@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from funcprop import Layer, LayerError, datasets
+from funcprop import Layer, LayerError, check_model, compare, datasets
 from funcprop.cases import catalogue
+from funcprop.checking import models
 from funcprop.cli import check as checks
 from funcprop.cli import files, run_folder, runs, trained
 from funcprop.cli import main as cli
@@ -27,6 +28,7 @@ from funcprop.core import contraction
 from funcprop.layers import activations
 
 SMALL = ("--sizes", "8", "--epochs", "2", "--quiet")
+DRAW = runs._draw
 
 
 @pytest.fixture
@@ -35,14 +37,24 @@ def no_picture(monkeypatch):
     monkeypatch.setattr(runs, "_draw", lambda *arguments: False)
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """What ``funcprop`` writes, prints and returns with its defaults."""
-    folder = tmp_path_factory.mktemp("runs") / "deep" / "digits"
-    done = subprocess.run(
-        [sys.executable, "-m", "funcprop", "--out", folder], capture_output=True, text=True
-    )
-    return folder, done
+@pytest.fixture
+def untrained(monkeypatch, no_picture):
+    """Most tests ask what becomes of a run, however its network came about and was checked."""
+
+    def fitted(args, model, loss, meaning, params, data, held_out, key):
+        with runs._Progress(args.epochs, len(data[1]), args.quiet) as progress:
+            rows = [row_of(n, args) for n in range(1, args.epochs + 1)]
+            for row in rows:
+                progress.show(row)
+        return params, rows
+
+    monkeypatch.setattr(runs, "_fitted", fitted)
+    monkeypatch.setattr(runs, "check_model", lambda *_, title: compare(np.ones(2), np.ones(2)))
+
+
+def row_of(epoch, args):
+    row = {"epoch": epoch, "loss": (1 + args.seed) / epoch, "delta": [0.1]}
+    return row | dict.fromkeys(("accuracy", "test_loss", "test_accuracy"), 0.5)
 
 
 def flowers(path, *, labels=("rose", "lily"), n=40):
@@ -72,48 +84,75 @@ def failure(capsys, *words):
 # ------------------------------------------------------------------------------- train
 
 
-def test_funcprop_trains_on_digits_and_proves_its_gradient(run):
-    folder, done = run
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("digits: 1,438 examples to train on, 359 to test with")
-    progress = [line for line in lines if line.startswith("epoch")]
-    assert len(progress) == 10
-    assert re.search(
-        r"40/40  loss \d\.\d+  test accuracy \d+\.\d %  [\d,]+ examples/s  0 s left", done.stdout
-    )
-    assert "layers[2]  dense  (10,)        1,290  b (10,)  w (10, 128)" in lines
-    assert any(re.match(r"total +50,826$", line) for line in lines)
-    assert re.search(r"^test accuracy \d+\.\d\d % \(\d+ of 359\), test loss", done.stdout, re.M)
-    assert "gradient of the first step: by hand against jax.grad: ok" in lines
-    assert "FAILED" not in done.stdout
-    assert lines[-1] == f"wrote training.png, metrics.jsonl, params.npz, model.json to {folder}"
-
-
-def test_funcprop_writes_a_line_an_epoch(run):
-    folder, done = run
+@pytest.mark.parametrize(
+    ("words", "epochs", "accuracy"),
+    [
+        ("--epochs 4 --batch-size 64", 4, 0.85),
+        pytest.param("", 40, 0.97, marks=pytest.mark.slow),  # with its defaults
+    ],
+    ids=["a few epochs", "by default"],
+)
+def test_digits(tmp_path, capsys, words, epochs, accuracy):
+    """Trains, says how, proves its gradient, writes all that down, and predicts."""
+    folder = tmp_path / "deep" / "digits"
+    assert cli.main([*words.split(), "--out", str(folder)]) == 0
+    done = capsys.readouterr()
+    assert done.err == ""
+    what_is_printed(done.out, folder, epochs)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == list(range(1, 41))
-    assert rows[-1]["test_accuracy"] >= 0.97
+    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+    assert rows[-1]["test_accuracy"] >= accuracy
     assert 0 < rows[-1]["worst_leaf_eps"] <= 128
-    assert f"test accuracy {100 * rows[-1]['test_accuracy']:.2f} %" in done.stdout
-    assert rows[-1]["loss"] < rows[0]["loss"] / 10
+    assert f"test accuracy {100 * rows[-1]['test_accuracy']:.2f} %" in done.out
+    assert rows[-1]["loss"] < rows[0]["loss"] / (10 if epochs == 40 else 2)
     assert rows[-1]["accuracy"] > rows[0]["accuracy"]
     for row in rows:
         assert len(row["delta"]) == 3
         assert min(row["delta"]) > 0
-
-
-def test_funcprop_writes_a_picture(run):
-    content = (run[0] / "training.png").read_bytes()
+    content = (folder / "training.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) > 50_000
+    what_is_predicted(folder, tmp_path / "new.npz", capsys, rows[-1]["test_accuracy"])
 
 
-def test_digits_over_five_seeds(run, tmp_path, no_picture):
-    folders = [run[0]]
-    for seed in range(1, 5):
+def what_is_printed(text, folder, epochs):
+    lines = text.splitlines()
+    assert lines[0].startswith("digits: 1,438 examples to train on, 359 to test with")
+    progress = [line for line in lines if line.startswith("epoch")]
+    assert len(progress) == min(epochs, 10)
+    assert re.search(
+        rf"{epochs}/{epochs}  loss \d\.\d+  test accuracy \d+\.\d %  [\d,]+ examples/s  0 s left",
+        text,
+    )
+    assert "layers[2]  dense  (10,)        1,290  b (10,)  w (10, 128)" in lines
+    assert any(re.match(r"total +50,826$", line) for line in lines)
+    assert re.search(r"^test accuracy \d+\.\d\d % \(\d+ of 359\), test loss", text, re.M)
+    assert "gradient of the first step: by hand against jax.grad: ok" in lines
+    assert "FAILED" not in text
+    assert lines[-1] == f"wrote training.png, metrics.jsonl, params.npz, model.json to {folder}"
+
+
+def what_is_predicted(folder, path, capsys, accuracy):
+    x, y = datasets.digits()
+    _, (x, y) = datasets.split(x, y)
+    np.savez(path, x=x, y=y)
+    assert cli.main(["predict", str(folder), str(path)]) == 0
+    captured = capsys.readouterr()
+    predictions = np.array(captured.out.split(), int)
+    assert (predictions == y).mean() == pytest.approx(accuracy, abs=1e-6)
+    assert captured.err == f"accuracy {100 * accuracy:.2f} % ({(predictions == y).sum()} of 359)\n"
+    # Pixels up to 16, as scikit-learn has them, are not what the network was trained on.
+    np.savez(path, x=16 * x)
+    assert cli.main(["predict", str(folder), str(path)]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 359
+    assert captured.err.startswith("note: features reach 16, in training 1 (scaled)")
+
+
+@pytest.mark.slow
+def test_digits_over_five_seeds(tmp_path, no_picture):
+    folders = []
+    for seed in range(5):
         folders.append(tmp_path / str(seed))
         assert cli.main(["--seed", str(seed), "--quiet", "--out", str(folders[-1])]) == 0
     rows = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in folders]
@@ -124,7 +163,7 @@ def test_digits_over_five_seeds(run, tmp_path, no_picture):
     assert max(row["worst_leaf_eps"] for row in rows) <= 128
 
 
-def test_a_run_repeats_itself_and_replaces_what_it_wrote(tmp_path, monkeypatch, capsys):
+def test_a_run_repeats_itself_and_replaces_what_it_wrote(tmp_path):
     out = tmp_path / "run"
     words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(out), *SMALL]
     out.mkdir()
@@ -135,7 +174,18 @@ def test_a_run_repeats_itself_and_replaces_what_it_wrote(tmp_path, monkeypatch, 
     assert first["training.png"].startswith(b"\x89PNG")
     assert cli.main(words) == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
-    # Without matplotlib there is no picture, and the old one is not left to pass for the new.
+
+
+def test_without_matplotlib_there_is_no_picture(tmp_path, untrained, monkeypatch, capsys):
+    """And an old one is not left to pass for the new."""
+    out = tmp_path / "run"
+    words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(out), *SMALL]
+    monkeypatch.setattr(runs, "_draw", lambda file, *_: file.write(b"PNG"))
+    assert cli.main(words) == 0
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(before) > {"training.png", "metrics.jsonl"}
+    monkeypatch.setattr(runs, "_draw", DRAW)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     capsys.readouterr()
     assert cli.main([*words, "--seed", "1"]) == 0
@@ -145,7 +195,7 @@ def test_a_run_repeats_itself_and_replaces_what_it_wrote(tmp_path, monkeypatch, 
     assert captured.out.endswith(f"wrote metrics.jsonl, params.npz, model.json to {out}\n")
     names = {path.name for path in out.iterdir()}
     assert names == {"notes.txt", "metrics.jsonl", "params.npz", "model.json"}
-    assert (out / "metrics.jsonl").read_bytes() != first["metrics.jsonl"]
+    assert all((out / name).read_bytes() != before[name] for name in names - {"notes.txt"})
 
 
 def test_the_size_of_delta_is_that_of_each_examples_own_loss(tmp_path, no_picture):
@@ -164,10 +214,10 @@ def test_the_size_of_delta_is_that_of_each_examples_own_loss(tmp_path, no_pictur
 @pytest.mark.parametrize(
     ("loss", "activation", "optimizer"),
     [
-        ("sigmoid_cross_entropy", "celu", "lbfgs"),
+        pytest.param("sigmoid_cross_entropy", "celu", "lbfgs", marks=pytest.mark.slow),
         ("kl_divergence", "log_softmax", "lion"),
-        ("hinge", "tanh_precise", "muon"),
-        ("mean_squared_error", "leaky_relu", "momentum"),
+        pytest.param("hinge", "tanh_precise", "muon", marks=pytest.mark.slow),
+        pytest.param("mean_squared_error", "leaky_relu", "momentum", marks=pytest.mark.slow),
     ],
 )
 def test_losses_activations_and_optimizers_by_name(
@@ -176,7 +226,7 @@ def test_losses_activations_and_optimizers_by_name(
     words = ["--loss", loss, "--activation", activation, "--optimizer", optimizer]
     path = flowers(tmp_path / "flowers.csv")
     out = tmp_path / "run"
-    words += ["--data", str(path), "--out", str(out), "--sizes", "8", "8", "--epochs", "30"]
+    words += ["--data", str(path), "--out", str(out), "--sizes", "8", "--epochs", "30"]
     assert cli.main([*words, "--quiet"]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -287,7 +337,7 @@ def test_an_update_after_the_last_loss_that_diverges_says_so(tmp_path, no_pictur
 
 
 def test_a_network_that_is_not_finite_on_the_test_part_is_not_written(
-    tmp_path, no_picture, monkeypatch, capsys
+    tmp_path, untrained, monkeypatch, capsys
 ):
     out = tmp_path / "run"
     words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
@@ -308,7 +358,17 @@ def test_a_training_that_diverges_says_so(tmp_path, capsys):
     path = curve(tmp_path / "curve.npz")
     words = ("--optimizer", "sgd", "--learning-rate", "1e9", "--loss", "mean_squared_error")
     code, line = failure(
-        capsys, "--data", str(path), "--out", str(tmp_path), "--epochs", "9", "--quiet", *words
+        capsys,
+        "--data",
+        str(path),
+        "--out",
+        str(tmp_path),
+        "--sizes",
+        "3",
+        "--epochs",
+        "9",
+        "--quiet",
+        *words,
     )
     assert code == 1
     assert re.match(
@@ -319,34 +379,17 @@ def test_a_training_that_diverges_says_so(tmp_path, capsys):
     assert not (tmp_path / "params.npz").exists()
 
 
-def test_a_gradient_that_is_wrong_is_told(tmp_path, no_picture, monkeypatch, capsys):
+def test_a_gradient_that_is_wrong_is_told(tmp_path, untrained, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "check_model", check_model)
+    monkeypatch.setattr(models, "with_findings", lambda report, *_, **__: report)  # not the cause
     outer = contraction.outer
     monkeypatch.setattr(contraction, "outer", lambda delta, x: 1.001 * outer(delta, x))
-    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(tmp_path / "run"), *SMALL]
+    words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(tmp_path / "run"), "--sizes"]
     assert cli.main(words) == 1
     assert "gradient of the first step: by hand against jax.grad: FAILED" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------- predict
-
-
-def test_predict_on_digits(run, tmp_path, capsys):
-    folder, _ = run
-    x, y = datasets.digits()
-    _, (x, y) = datasets.split(x, y)
-    np.savez(tmp_path / "new.npz", x=x, y=y)
-    assert cli.main(["predict", str(folder), str(tmp_path / "new.npz")]) == 0
-    captured = capsys.readouterr()
-    predictions = np.array(captured.out.split(), int)
-    accuracy = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
-    assert (predictions == y).mean() == pytest.approx(accuracy, abs=1e-6)
-    assert captured.err == f"accuracy {100 * accuracy:.2f} % ({(predictions == y).sum()} of 359)\n"
-    # Pixels up to 16, as scikit-learn has them, are not what the network was trained on.
-    np.savez(tmp_path / "new.npz", x=16 * x)
-    assert cli.main(["predict", str(folder), str(tmp_path / "new.npz")]) == 0
-    captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 359
-    assert captured.err.startswith("note: features reach 16, in training 1 (scaled)")
 
 
 @pytest.fixture(scope="session")
@@ -373,16 +416,21 @@ def test_predict_restores_names(flower_run, tmp_path, capsys):
     assert out.read_text() == "lily\nrose\n"
 
 
-def test_predict_knows_numbers_that_are_labels(tmp_path, no_picture, capsys):
+def test_predict_knows_numbers_that_are_labels(
+    flower_run, untrained, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "run"
-    path = flowers(tmp_path / "flowers.csv", labels=(3, 7), n=200)
+    path = flowers(tmp_path / "flowers.csv", labels=(7, 3), n=200)
+    trained_before = trained.load(flower_run)[1]  # on the same flowers, by other names
+    fitted = runs._fitted
+    monkeypatch.setattr(runs, "_fitted", lambda *given: (trained_before, fitted(*given)[1]))
     words = ["--sizes", "16", "--quiet", "--data", str(path), "--out", str(out)]
     assert cli.main(words) == 0
     new = tmp_path / "new.csv"
-    new.write_text("0,90,5,7.0\n0,-90,5,3.0\n")
+    new.write_text("0,90,5,3.0\n0,-90,5,7.0\n")
     capsys.readouterr()
     assert cli.main(["predict", str(out), str(new)]) == 0
-    assert capsys.readouterr() == ("7\n3\n", "accuracy 100.00 % (2 of 2)\n")
+    assert capsys.readouterr() == ("3\n7\n", "accuracy 100.00 % (2 of 2)\n")
 
 
 def test_a_curve_is_fitted_and_predicted_in_its_own_units(tmp_path, capsys):
@@ -508,10 +556,15 @@ def broken_derivative(monkeypatch):
     return "mish"
 
 
+BROKEN = (broken_sign, broken_batch_mean, broken_transpose, broken_derivative)
+IN_DTYPES = list(itertools.product(BROKEN, ("float64", "float32")))
+FIRST = {(broken_sign, "float64"), (broken_batch_mean, "float32"), (broken_transpose, "float32")}
+
+
 @pytest.mark.parametrize(
-    "breaks", [broken_sign, broken_batch_mean, broken_transpose, broken_derivative]
+    ("breaks", "dtype"),
+    [pair if pair in FIRST else pytest.param(*pair, marks=pytest.mark.slow) for pair in IN_DTYPES],
 )
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_check_finds_what_is_broken(monkeypatch, capsys, breaks, dtype):
     with monkeypatch.context() as patch:
         name = breaks(patch)
@@ -679,11 +732,10 @@ def test_signals_are_those_of_before_when_a_command_has_ended(capsys):
     [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_signal_leaves_the_old_run_and_no_rubbish(
-    tmp_path, monkeypatch, capsys, moment, number, code, word
+    tmp_path, untrained, monkeypatch, capsys, moment, number, code, word
 ):
     out = tmp_path / "run"
     words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(out), *SMALL]
-    monkeypatch.setattr(runs, "_draw", lambda *arguments: False)
     assert cli.main(words) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     capsys.readouterr()
@@ -716,7 +768,7 @@ def test_a_second_signal_at_the_worst_moment_changes_nothing(monkeypatch, capsys
     assert (code, line.split()[2]) in {(130, "interrupted"), (143, "terminated")}
 
 
-def test_a_signal_after_the_run_was_written_says_so(tmp_path, no_picture, monkeypatch, capsys):
+def test_a_signal_after_the_run_was_written_says_so(tmp_path, untrained, monkeypatch, capsys):
     out = tmp_path / "run"
     monkeypatch.setattr(runs, "summary", lambda *arguments: signal.raise_signal(signal.SIGTERM))
     words = ["--data", str(flowers(tmp_path / "f.csv")), "--out", str(out), *SMALL]
@@ -752,7 +804,7 @@ class Full(io.StringIO):
     ],
 )
 def test_a_run_is_written_whatever_becomes_of_the_output(
-    tmp_path, no_picture, monkeypatch, capsys, error, code, message
+    tmp_path, untrained, monkeypatch, capsys, error, code, message
 ):
     out = tmp_path / "run"
     stream = None if error is None else Full(error)
@@ -789,7 +841,7 @@ def test_no_file_of_ours_gets_the_number_of_a_closed_stream(monkeypatch):
     assert opened == [(os.devnull, os.O_RDWR)] * 2
 
 
-def test_a_result_is_printed_when_it_is_written(tmp_path, no_picture, monkeypatch, capsys):
+def test_a_result_is_printed_when_it_is_written(tmp_path, untrained, monkeypatch, capsys):
     write = run_folder.write
 
     def looked_at(*arguments):
@@ -805,7 +857,7 @@ def test_a_result_is_printed_when_it_is_written(tmp_path, no_picture, monkeypatc
     assert "test accuracy" in capsys.readouterr().out
 
 
-def test_json_has_no_nan(tmp_path, no_picture, monkeypatch, capsys):
+def test_json_has_no_nan(tmp_path, untrained, monkeypatch, capsys):
     fitted, out = runs._fitted, tmp_path / "run"
 
     def one_bad_epoch(*arguments):
