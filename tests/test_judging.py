@@ -43,14 +43,21 @@ def judging_kinds():
 
 
 def test_a_fault_is_proven_and_what_is_none_is_not(judging, course):
-    assert not judging.prove(course)
     first, *_ = course.keys.FAULTS
     harmless = first._replace(new="dscores = dscores / num_train", leaves="0")
     forward = first._replace(old="0.5 * REG", new="0.6 * REG", leaves="0")
-    keys = SimpleNamespace(**vars(course.keys) | {"FAULTS": (harmless, forward), "HARD": ()})
+    named = (harmless._replace(name="harmless"), forward._replace(name="forward"), first)
+    changed = {"FAULTS": named, "HARD": course.keys.HARD[:1]}
+    keys = SimpleNamespace(**vars(course.keys) | changed)
     said = judging.prove(course._replace(keys=keys))
     assert "it hits [], the key says 0" in said[0]
     assert any("it changes the forward pass" in line for line in said)
+    assert {line.split(": ")[1] for line in said} == {"harmless", "forward"}
+
+
+@pytest.mark.slow
+def test_the_faults_of_a_file_are_proven(judging, course):
+    assert not judging.prove(course)
 
 
 def test_a_line_that_mends_the_fault_names_it(judging, course):
