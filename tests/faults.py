@@ -224,6 +224,7 @@ ACTIVATIONS = (
            back=slope(jax.nn.softmax)),
     around("softmax: the sum counted twice", "softmax", "x", "counted twice", "factor",
            back=lambda right, p, x, d: (2 * right[0] - jax.nn.softmax(x) * d, ())),
+    around("identity: sign", "identity", "x", "sign", x=lambda d: -d),
     around("elementwise: delta clipped", "elementwise", "x", "not linear",
            delta=lambda d: jnp.clip(d, -1, 1)),
     around("silu: half precision kept", "silu", "x", "dtype", x=lambda d: d.astype(jnp.float16)),
