@@ -19,6 +19,9 @@ finding's name is among those that describe it.  Then the checkers see innocent 
 cases of the catalogue in four dtypes with random batches, plain functions of random shapes, the
 statistics and the models.  The checkers in float64 see all of them in float64.
 
+Last comes the open half of the judging set, gradients in the styles of other people's code, see
+``benchmarks/judging.py``.
+
 Unless XLA_FLAGS says otherwise all is compiled without LLVM's optimisations, which abort on some
 programs in float16.
 """
@@ -40,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
+from benchmarks.judging import of_open_half, summary, told
 from benchmarks.timing import table
 from tests.fault_checks import Fault, Plain, excess, placed, plain, report
 from tests.faults import BY_HAND, all_faults, innocents
@@ -334,6 +338,10 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n".join(notes))
     print("\nbelow resolution")
     print("\n".join(fault.name for fault in faults if not above[fault]) or "none")
+    if options.only is None and _matches("funcprop", options.checkers):
+        seen, alarms = of_open_half()
+        print(f"\nthe open half of the judging set\n\n{summary(seen, alarms)}\n")
+        print("\n".join(told(seen, alarms)))
 
 
 def _matches(name: str, patterns: list[str] | None) -> bool:

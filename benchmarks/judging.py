@@ -432,9 +432,11 @@ def of_open_half(patterns: Sequence[str] = ()) -> tuple[Rows, Rows]:
     with warnings.catch_warnings(), ThreadPoolExecutor(2) as threads:
         warnings.filterwarnings("ignore", message=".*(overflow|invalid value).*")
         for first in range(0, len(files), 8):
-            for some, others in threads.map(of, files[first : first + 8]):
-                seen += some
-                alarms += others
+            some = files[first : first + 8]
+            for subject, (rows, more) in zip(some, threads.map(of, some), strict=True):
+                print(f"{subject.name} is judged", file=sys.stderr, flush=True)
+                seen += rows
+                alarms += more
             jax.clear_caches()
     return seen, alarms
 

@@ -222,6 +222,9 @@ ACTIVATIONS = (
            back=slope(lambda z: 1 - z * z)),
     around("softmax: the sum missing", "softmax", "x", "missing term",
            back=slope(jax.nn.softmax)),
+    around("softmax: the sum counted twice", "softmax", "x", "counted twice", "factor",
+           back=lambda right, p, x, d: (2 * right[0] - jax.nn.softmax(x) * d, ())),
+    around("identity: sign", "identity", "x", "sign", x=lambda d: -d),
     around("elementwise: delta clipped", "elementwise", "x", "not linear",
            delta=lambda d: jnp.clip(d, -1, 1)),
     around("silu: half precision kept", "silu", "x", "dtype", x=lambda d: d.astype(jnp.float16)),
@@ -584,17 +587,18 @@ def _own_balance(right, params, x, delta):
 
 
 def _all_tokens_counted(right, params, x, delta):
-    """The balance of three tokens of four, divided by four."""
-    delta_x, grads = swept(CASE[BALANCED].layer, params, x, (delta[0], None, delta[2] * 3 / 4))
+    """The balance of six tokens of seven, divided by seven."""
+    delta_x, grads = swept(CASE[BALANCED].layer, params, x, (delta[0], None, delta[2] * 6 / 7))
     return (*delta_x[:2], right[0][2]), grads
 
 
+SEVEN = entries(normal(7, 3), lambda draw: np.arange(7) != 2, normal(7))
 BALANCED = "mixture_of_experts, examples of one token with a mask and a balance"
 EXPERTS = (
     around("mixture_of_experts: the balance's delta of a token alone", BALANCED, "x.0",
-           "missing term", "wrong place", back=_own_balance),
+           "missing term", "wrong place", draw=SEVEN, back=_own_balance),
     around("mixture_of_experts: masked tokens counted in the balance", BALANCED, "router.w x.0",
-           "factor", "mask ignored", back=_all_tokens_counted),
+           "factor", "mask ignored", draw=SEVEN, back=_all_tokens_counted),
     around("mixture_of_experts: the balance's delta dropped", "mixture_of_experts", "router.w x",
            "missing term", delta=lambda d: (d[0], zero(d[1]))),
     around("mixture_of_experts: the router's road to x missing", "mixture_of_experts", "x",
@@ -719,6 +723,17 @@ FUNCTION_FAULTS = (
            "pulls = (w / d)[..., None] * gaps",
            "pulls = (w / jnp.sqrt(jnp.sum(gaps**2, axis=-1)))[..., None] * gaps", "0",
            "not finite", draw=_twice),
+    change(log_determinant, "one column stopped", "2 * jnp.linalg.solve(s, a)",
+           "2 * jnp.linalg.solve(s, a).at[:, 1].set(0)", "0", "stopped", "missing term"),
+    change(robust_regression, "bias stopped", "slope.sum()", "0 * slope.sum()", "1", "stopped"),
+    change(network, "one hidden unit stopped", "(1 - h * h)", "(1 - h * h).at[:, 0].set(0)",
+           "0.w1 0.b1 1", "stopped", "missing term"),
+    change(network, "bias in half precision", '"b2": dy.sum(0)}',
+           '"b2": dy.sum(0).astype(jnp.float16)}', "0.b2", "dtype"),
+    change(recurrence, "the step's own loss missing", "dz = (h + carried) * (1 - h * h)",
+           "dz = carried * (1 - h * h)", "0 1 2", "stopped", "missing term"),
+    change(filtered, "the edge stopped", "return dx, taps", "return dx.at[0].set(0), taps", "0",
+           "stopped", "missing term"),
     change(robust_regression, "not clipped", "jnp.clip(r, -1, 1)", "r", "0 1 2 3",
            "wrong function"),
     change(dot_attention, "the softmax's sum missing",

@@ -162,10 +162,15 @@ def test_keys_reach_every_part_and_no_two_draw_alike(model):
         )
     if isinstance(with_key, tuple) and model.parts[-1].name == "parallel":
         assert not np.allclose(*with_key)
-    # The pullback of the same draw.
-    y, pullback = jax.vjp(lambda x: model.apply(params, x, jax.random.key(3)), x)
-    _, residuals = model.forward(params, x, jax.random.key(3))
-    compare(model.backward(params, residuals, y)[0], pullback(y)[0]).assert_ok()
+
+    @jax.jit
+    def both(params, x):
+        """The pullback of the same draw."""
+        y, pullback = jax.vjp(lambda x: model.apply(params, x, jax.random.key(3)), x)
+        _, residuals = model.forward(params, x, jax.random.key(3))
+        return model.backward(params, residuals, y)[0], pullback(y)[0]
+
+    compare(*both(params, x)).assert_ok()
 
 
 def test_rebuild_makes_the_combinator_anew():
@@ -199,7 +204,7 @@ def test_summary_counts_every_parameter():
     assert [row.name for row in found.rows] == [
         "dense", "3 × dense", "3 × relu", "3 × dense", "fork", "dense", "dense",
     ]  # fmt: skip
-    assert [row.position for row in found.rows][1] == "layers[1].layers[0]"
+    assert [row.position for row in found.rows][1] == "layers[1].repeat[:].residual.layers[0]"
     assert max(map(len, str(found).splitlines())) <= 100
 
 

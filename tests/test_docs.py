@@ -104,7 +104,7 @@ def test_every_public_name_is_in_the_reference():
         if found := re.match(r"\.\. currentmodule:: (\S+)", line):
             module = found[1]
         elif found := re.match(r"\.\. (?:autofunction|autoclass|py:data):: (\S+)", line):
-            listed.add(f"{module}.{found[1]}")
+            listed.add(f"{module}.{found[1].removeprefix('funcprop::')}")
     own = public_names(funcprop)
     due = {f"funcprop.{name}" for name in own}
     for name, value in public_names(funcprop.checking).items():

@@ -1,8 +1,15 @@
-"""The examples run, and show what they say; first_steps does what PyTorch does."""
+"""The examples run, and show what they say; first_steps does what PyTorch does.
 
+By default two of them run whole; of the others what does not train is run, and each call of
+funcprop is held against what funcprop has.
+"""
+
+import ast
 import collections
 import datetime
+import importlib
 import importlib.util
+import inspect
 import re
 import runpy
 import sys
@@ -43,14 +50,20 @@ SMALL_ARGUMENTS = {
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    """``run(name)``: the example's globals, and what it printed."""
+    """``run(name)``: the example's globals, and what it printed; with ``before`` those of its part
+    in front of these words."""
 
-    def run(name):
+    def run(name, before=None):
+        path = EXAMPLES / f"{name}.py"
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *SMALL_ARGUMENTS[name]])
+        monkeypatch.setattr(sys, "argv", [path.name, *SMALL_ARGUMENTS[name]])
         x64 = jax.config.jax_enable_x64
         try:
-            found = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+            if before is None:
+                found = runpy.run_path(str(path), run_name="__main__")
+            else:
+                text, found = path.read_text(), {"__name__": "__main__"}
+                exec(compile(text[: text.index(before)], path, "exec"), found)
         finally:
             jax.config.update("jax_enable_x64", x64)
         return found, capsys.readouterr().out
@@ -58,8 +71,63 @@ def run(monkeypatch, tmp_path, capsys):
     return run
 
 
+slow = pytest.mark.slow
+
+
 def test_every_example_is_run_here():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SMALL_ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", [name for name, given in SMALL_ARGUMENTS.items() if given])
+def test_it_takes_its_arguments(name, run, monkeypatch, capsys):
+    """Its imports are there, and --help tells of all that it is given here."""
+    told = [word for word in SMALL_ARGUMENTS[name] if word.startswith("--")]
+    monkeypatch.setitem(SMALL_ARGUMENTS, name, ["--help"])
+    with pytest.raises(SystemExit) as left:
+        run(name)
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in told)
+
+
+def wrong_calls(text):
+    """What a program takes of funcprop that is not there, or calls with what it does not take."""
+    program, known, wrong = ast.parse(text), {}, []
+    for node in ast.walk(program):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name == "funcprop":
+                    known[alias.asname or alias.name] = funcprop
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "funcprop":
+            module = importlib.import_module(node.module)
+            known |= {
+                alias.asname or alias.name: getattr(module, alias.name) for alias in node.names
+            }
+
+    def meant(node):
+        if isinstance(node, ast.Attribute):
+            holder = meant(node.value)
+            return None if holder is None else getattr(holder, node.attr)
+        return known.get(node.id) if isinstance(node, ast.Name) else None
+
+    for node in ast.walk(program):
+        try:
+            found = meant(node.func if isinstance(node, ast.Call) else node)
+            if isinstance(node, ast.Call) and found is not None:
+                words = [word.arg for word in node.keywords]
+                if not any(isinstance(given, ast.Starred) for given in node.args) and all(words):
+                    inspect.signature(found).bind(*node.args, **dict.fromkeys(words))
+        except (AttributeError, TypeError) as error:
+            wrong.append(f"line {node.lineno}: {error}")
+    return wrong
+
+
+def test_every_example_calls_what_there_is():
+    for path in EXAMPLES.glob("*.py"):
+        assert wrong_calls(path.read_text()) == [], path.name
+    wrong = wrong_calls("import funcprop as fp\nfp.fit(1, 2, 3, 4, key=5, kye=6)\nfp.dens(3)")
+    assert wrong[0] == "line 2: got an unexpected keyword argument 'kye'"
+    assert wrong[1].startswith("line 3: ")
 
 
 def _is_picture(path):
@@ -123,8 +191,15 @@ def test_first_steps(run):
         assert jax.tree.all(jax.tree.map(jnp.array_equal, ours, theirs))
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "batch"),
+    [
+        ("float32", 8),
+        ("float64", 1),
+        pytest.param("float32", 1, marks=slow),
+        pytest.param("float64", 8, marks=slow),
+    ],
+)
 def test_first_steps_are_those_of_the_pytorch_fixture(dtype, batch):
     arrays = _fixture()
     at = f"{dtype}/{batch}"
@@ -162,6 +237,7 @@ def test_the_fixture_is_what_its_script_makes():
 # ------------------------------------------------------------ node_classification
 
 
+@slow
 def test_node_classification(run):
     found, printed = run("node_classification")
     assert found["x"][0].shape == (1, 34, 34)
@@ -178,6 +254,7 @@ def test_node_classification(run):
     assert float(last.split()[-1]) < 1e-5
 
 
+@slow
 def test_batch_size(run):
     found, printed = run("batch_size")
     assert len(found["measured"]) == 5
@@ -188,6 +265,7 @@ def test_batch_size(run):
     assert float(re.search(r"at most (\S+) of the largest", printed)[1]) < 1e-5
 
 
+@slow
 def test_curvature(run):
     found, printed = run("curvature")
     assert set(found["mean"]) == {"SGD", "Adam", "K-FAC"}
@@ -200,6 +278,7 @@ def test_curvature(run):
     assert float(re.search(r"at most (\S+) of it", printed)[1]) < 1e-5
 
 
+@slow
 def test_data_selection(run):
     found, printed = run("data_selection")
     assert len(found["flips"]) == found["k"] == 134
@@ -211,17 +290,20 @@ def test_data_selection(run):
     assert float(re.search(r"at most (\S+) of itself", printed)[1]) < 1e-4
 
 
-def test_differential_privacy(run):
-    pytest.importorskip("dp_accounting")
-    found, printed = run("differential_privacy")
-    assert list(found["accuracy"]) == [2.0, 16.0]
-    # The noise of the smaller ε, by another accountant.
-    import dp_accounting
-
+def test_the_noise_of_differential_privacy_by_another_accountant(run):
+    dp_accounting = pytest.importorskip("dp_accounting")
+    found, _ = run("differential_privacy", before="def trained(")
     accountant = dp_accounting.rdp.RdpAccountant()
     step = dp_accounting.PoissonSampledDpEvent(0.25, dp_accounting.GaussianDpEvent(4.0))
     bound = accountant.compose(step, 40).get_epsilon(1 / found["N"])
     assert found["epsilon_of"](4.0) <= bound <= 1.3 * found["epsilon_of"](4.0)
+
+
+@slow
+def test_differential_privacy(run):
+    pytest.importorskip("dp_accounting")
+    found, printed = run("differential_privacy")
+    assert list(found["accuracy"]) == [2.0, 16.0]
     assert found["epsilon_of"](found["sigma_for"](2.0)) <= 2.0
     assert np.mean(found["accuracy"][16.0]) > 0.5
     assert np.mean(found["without"]) > 0.9
@@ -253,6 +335,7 @@ def test_feedback_alignment(run):
 # ----------------------------------------------------------------- learning_rules
 
 
+@slow
 def test_learning_rules(run):
     found, printed = run("learning_rules")
     results = found["results"]
@@ -273,6 +356,16 @@ def test_learning_rules(run):
 # ---------------------------------------------------------------------- evolution
 
 
+def test_the_cart_and_its_pole(run):
+    found, _ = run("evolution", before="rule = fp.evolution(")
+    # Pushed to the right the cart speeds up, and the pole begins to turn to the left.
+    state = np.array([0.0, 0.0, 0.1, 0.0], np.float32)
+    place, speed, angle, turning = found["moved"](state, True)
+    assert (place, angle) == (0, np.float32(0.1))
+    assert speed > 0 > turning
+
+
+@slow
 def test_evolution(run):
     found, printed = run("evolution")
     (curve,) = found["curves"].values()
@@ -282,11 +375,6 @@ def test_evolution(run):
     assert found["fresh"][0].mean() > 15
     assert f"20 fresh episodes: mean return {found['fresh'][0].mean():.1f}" in printed
     assert max(found["gaps"]) < 1e-6
-    # Pushed to the right the cart speeds up, and the pole begins to turn to the left.
-    state = np.array([0.0, 0.0, 0.1, 0.0], np.float32)
-    place, speed, angle, turning = found["moved"](state, True)
-    assert (place, angle) == (0, np.float32(0.1))
-    assert speed > 0 > turning
     assert _is_picture(Path("runs/evolution.png"))
     assert printed.splitlines()[-1].startswith("steps in gymnasium differ by at most")
 
@@ -294,14 +382,8 @@ def test_evolution(run):
 # ------------------------------------------------------------- image_classification
 
 
-def test_image_classification(run):
-    found, printed = run("image_classification")
-    plain = found["losses"]["plain", 0]
-    assert np.mean(plain[-5:]) < 0.6 * np.mean(plain[:5])
-    assert found["accuracy"]["plain", 0] > 0.6
-    assert len(found["wrong"]["plain", 0]) == round((1 - found["accuracy"]["plain", 0]) * 80)
-    assert f"{found['accuracy']['shifted', 0]:.2%}" in printed
-
+def test_images_are_shifted(run):
+    found, _ = run("image_classification", before="def trained(")
     # Nine frames of each image: the fifth holds it in the middle, the first up and to the left.
     x, y = found["parts"](0)[0]
     moved, labels = found["shifted"](x, y)
@@ -311,6 +393,17 @@ def test_image_classification(run):
     np.testing.assert_allclose(nine.sum((0, 2, 3, 4)), 9 * x.sum((1, 2, 3)), rtol=1e-5)
     np.testing.assert_array_equal(labels, np.tile(y, 9))
 
+
+@slow
+def test_image_classification(run):
+    found, printed = run("image_classification")
+    plain = found["losses"]["plain", 0]
+    assert np.mean(plain[-5:]) < 0.6 * np.mean(plain[:5])
+    assert found["accuracy"]["plain", 0] > 0.6
+    assert len(found["wrong"]["plain", 0]) == round((1 - found["accuracy"]["plain", 0]) * 80)
+    assert f"{found['accuracy']['shifted', 0]:.2%}" in printed
+
+    _, y = found["parts"](0)[0]
     model, params, loss = found["frozen"], found["params"], found["loss"]
 
     def total(x):
@@ -327,6 +420,7 @@ def test_image_classification(run):
 # ------------------------------------------------------------------ why_nonlinear
 
 
+@slow
 def test_why_nonlinear(run):
     found, printed = run("why_nonlinear")
     assert found["accuracies"]["identity"] < 0.75
@@ -339,6 +433,7 @@ def test_why_nonlinear(run):
 # ---------------------------------------------------------- why_stored_activations
 
 
+@slow
 def test_why_stored_activations(run):
     found, printed = run("why_stored_activations")
     memory, seconds = found["memory"], found["seconds"]
@@ -389,8 +484,8 @@ def _kneser_ney(ids, size, context, c):
     return p
 
 
-def test_text_generation(run):
-    found, printed = run("text_generation")
+def test_the_5_gram_model(run):
+    found, _ = run("text_generation", before="block = fp.transformer_block(")
     ids, cut, size = found["ids"], found["cut"], found["V"]
     # The 5-gram model is what its equations say, and its probabilities sum to 1 over the alphabet,
     # after contexts that it knows and after one that it does not.
@@ -401,6 +496,12 @@ def test_text_generation(run):
         assert abs(p.sum() - 1) < 1e-12
         c = int(p.argmax())
         assert abs(p[c] - _kneser_ney(ids[:cut], size, context.tolist(), c)) < 1e-12
+
+
+@slow
+def test_text_generation(run):
+    found, printed = run("text_generation")
+    ids, cut, size = found["ids"], found["cut"], found["V"]
     # Both models are measured on each character of the last tenth once, in order.
     np.testing.assert_array_equal(
         found["places"][:, 1:][found["counted"]], np.arange(cut, len(ids))
@@ -421,8 +522,8 @@ def test_text_generation(run):
 # -------------------------------------------------------------------- translation
 
 
-def test_translation(run):
-    found, printed = run("translation")
+def test_the_languages_to_translate(run):
+    found, _ = run("translation", before="def table(")
     cardinal, day = found["cardinal"], datetime.date
     assert cardinal(312_405) == "three hundred and twelve thousand four hundred and five"
     assert cardinal(312_405, " ") == "three hundred twelve thousand four hundred five"
@@ -449,6 +550,10 @@ def test_translation(run):
         assert len({target for _, target in pairs}) == len(pairs) > 20_000
     assert all(day.fromisoformat(target).year >= 1500 for _, target in pairs)
 
+
+@slow
+def test_translation(run):
+    found, printed = run("translation")
     losses, *_, (words, _, sizes), _, (params, x) = found["results"]["dates"]
     given, source = x
     assert np.mean(losses[-5:]) < losses[0] - 0.5
@@ -469,13 +574,8 @@ def test_translation(run):
 # --------------------------------------------------------------------- tree_logic
 
 
-def test_tree_logic(run):
-    found, printed = run("tree_logic")
-    (losses,), (params,) = found["losses"].values(), found["final"].values()
-    assert params[0][1]["gates"]["u"].shape == (48, 16)
-    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:10])
-    assert found["deep"] > 0.9
-    assert f"depth 5 to 10, mean of 1 seeds: {found['deep']:.2%}" in printed
+def test_expressions_of_tree_logic(run):
+    found, _ = run("tree_logic", before="tree = fp.serial(")
     ids, _, truth = found["tests"][10]
     assert ids.shape == truth.shape == (40, 64)
     assert truth[:, -1].mean() == 0.5
@@ -485,6 +585,16 @@ def test_tree_logic(run):
         [[-1, -1], [-1, -1], [-1, -1], [1, 2], [3, -1], [0, 4]],
         [True, True, False, True, False, False],
     )
+
+
+@slow
+def test_tree_logic(run):
+    found, printed = run("tree_logic")
+    (losses,), (params,) = found["losses"].values(), found["final"].values()
+    assert params[0][1]["gates"]["u"].shape == (48, 16)
+    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:10])
+    assert found["deep"] > 0.9
+    assert f"depth 5 to 10, mean of 1 seeds: {found['deep']:.2%}" in printed
     assert _is_picture(Path("runs/tree_logic.png"))
     assert float(printed.splitlines()[-1].split()[-1]) < 1e-6
 
@@ -492,6 +602,7 @@ def test_tree_logic(run):
 # ------------------------------------------------------- sequence_classification
 
 
+@slow
 def test_sequence_classification(run):
     found, printed = run("sequence_classification")
     assert found["train"][0].shape == (1438, 8, 8)

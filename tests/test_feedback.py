@@ -1,7 +1,5 @@
 """Rules that differ in which weights, and which road, carry the error."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +23,16 @@ def wide(x64):
 
 def made(model, shape, batch=5):
     """Parameters, all of them drawn, inputs and targets."""
-    draw = np.random.default_rng(0)
-    params, out = model.init(KEY, shape)
-    params = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape)) * 0.5, params)
-    x, y = (jnp.asarray(draw.normal(size=(batch, *s))) for s in (shape, out))
+    draw, shapes = np.random.default_rng(0), []
+
+    def init(key):
+        params, out = model.init(key, shape)
+        shapes.append(out)
+        return params
+
+    params = jax.eval_shape(init, KEY)
+    params = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape) * 0.5), params)
+    x, y = (jnp.asarray(draw.normal(size=(batch, *s))) for s in (shape, *shapes))
     return params, x, y
 
 
@@ -45,46 +49,54 @@ MODELS = {
     "block": (fp.serial(fp.repeat(fp.transformer_block(2), 2), fp.dense(2)), (3, 4)),
     "repeat": (fp.serial(fp.dense(4), fp.repeat(fp.dense(4, fp.silu), 3), fp.dense(2)), (3,)),
 }
-models = pytest.mark.parametrize("name", MODELS)
 own = lambda key, w: w  # noqa: E731
 
 
-@models
-def test_with_the_weights_themselves_it_is_backprop(name):
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "repeat" else ()) for n in MODELS]
+)
+def test_what_carries_the_error_back(name):
     model, shape = MODELS[name]
     params, x, y = made(model, shape)
-    rules = [
+    exact = [
         fp.feedback_alignment(model, MSE, feedback=own),
         fp.sign_symmetry(model, MSE, magnitude=lambda key, w: jnp.abs(w)),
         fp.kolen_pollack(model, MSE, optax.sgd(0.1), feedback=own),
         fp.weight_mirror(model, MSE, rate=0.1, feedback=own),
     ]
+    drawn, direct = (
+        fp.feedback_alignment(model, MSE),
+        fp.direct_feedback_alignment(model, MSE, shape),
+    )
 
     @jax.jit
     def run(params):
-        found = [rule.estimate(params, rule.init(KEY, params), x, y, KEY)[:2] for rule in rules]
-        return found, fp.value_and_backprop(model, MSE)(params, x, y, key=KEY)
+        def estimated(rule):
+            state = rule.init(KEY, params)
+            return rule.estimate(params, state, x, y, KEY)[:2], state
 
-    found, due = run(params)
+        due = fp.value_and_backprop(model, MSE)(params, x, y, key=KEY)
+        return [estimated(rule)[0] for rule in exact], estimated(drawn), estimated(direct)[0], due
+
+    found, ((_, tree), state), by_road, due = jax.device_get(run(params))
+    # With the weights themselves it is backprop.
     for each in found:
         near(each, due)
-
-
-@models
-def test_only_matrices_are_replaced(name):
-    model, shape = MODELS[name]
-    params, x, y = made(model, shape)
-    rule = fp.feedback_alignment(model, MSE)
-    state = rule.init(KEY, params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda leaf: leaf is None):
+    # Only matrices are replaced; the last layer's gradient needs no feedback.
+    leaves = jax.tree_util.tree_leaves_with_path
+    for path, leaf in leaves(state, is_leaf=lambda leaf: leaf is None):
         if path and getattr(path[-1], "key", None) in ("w", "u"):
             assert leaf is not None
-    assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state)} <= {"w", "u"}
-    tree = rule.estimate(params, state, x, y, None)[1]
-    due = fp.value_and_backprop(model, MSE)(params, x, y)[1]
-    near(tree[-1], due[-1])  # the last layer's gradient needs no feedback
-    first = jax.tree.leaves(matrices(tree))[0], jax.tree.leaves(matrices(due))[0]
+    assert {path[-1].key for path, _ in leaves(state)} <= {"w", "u"}
+    near(tree[-1], due[1][-1])
+    first = jax.tree.leaves(matrices(tree))[0], jax.tree.leaves(matrices(due[1]))[0]
     assert np.abs(first[0] - first[1]).max() > 1e-3
+    # Direct feedback reaches every block.
+    value, tree = by_road
+    near((value, tree[-1]), (due[0], due[1][-1]))
+    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, params)
+    first = [np.abs(leaf).max() for leaf in jax.tree.leaves(tree[0])]
+    assert min(first[:1]) > 0
 
 
 def backward_of(params, x, deltas):
@@ -114,158 +126,160 @@ def test_the_equations_of_an_mlp():
     e = 2 * (prediction - np.asarray(y)) / y.size
     p = [np.asarray(layer["w"]) for layer in params]
 
-    def beside(rule, first, second, change=lambda state: state):
-        state = change(rule.init(KEY, params))
-        tree = rule.estimate(params, state, x, y, None)[1]
-        near(tree, backward_of(params, x, [*first(state, second(state)), e]))
+    rules = {
+        "feedback": fp.feedback_alignment(model, MSE),
+        "signs": fp.sign_symmetry(model, MSE, magnitude=as_large),
+        "direct": fp.direct_feedback_alignment(model, MSE, shape),
+        "target": fp.direct_random_target_projection(model, MSE, shape),
+        "indirect": fp.indirect_feedback_alignment(model, MSE, shape),
+    }
 
-    fa = fp.feedback_alignment(model, MSE)
+    @jax.jit
+    def run(params):
+        states = {name: rule.init(KEY, params) for name, rule in rules.items()}
+        return states, {
+            name: rule.estimate(params, states[name], x, y, None)[1] for name, rule in rules.items()
+        }
+
+    states, trees = jax.device_get(run(params))
+
+    def beside(name, first, second):
+        d = second(states[name])
+        near(trees[name], backward_of(params, x, [first(states[name], d), d, e]))
+
     beside(
-        fa,
-        lambda b, d: (d @ np.asarray(b[1]["w"]) * d1, d),
-        lambda b: e @ np.asarray(b[2]["w"]) * d2,
+        "feedback",
+        lambda b, d: d @ b[1]["w"] * d1,
+        lambda b: e @ b[2]["w"] * d2,
     )
-    signs = fp.sign_symmetry(model, MSE, magnitude=as_large)
     beside(
-        signs,
-        lambda m, d: (d @ (np.asarray(m[1]["w"]) * np.sign(p[1])) * d1, d),
-        lambda m: e @ (np.asarray(m[2]["w"]) * np.sign(p[2])) * d2,
+        "signs",
+        lambda m, d: d @ (m[1]["w"] * np.sign(p[1])) * d1,
+        lambda m: e @ (m[2]["w"] * np.sign(p[2])) * d2,
     )
-    direct = fp.direct_feedback_alignment(model, MSE, shape)
-    beside(
-        direct,
-        lambda b, d: (e @ np.asarray(b[0]) * d1, d),
-        lambda b: e @ np.asarray(b[1]) * d2,
-    )
-    target = fp.direct_random_target_projection(model, MSE, shape)
-    beside(
-        target,
-        lambda b, d: (np.asarray(y) / len(y) @ np.asarray(b[0]) * d1, d),
-        lambda b: np.asarray(y) / len(y) @ np.asarray(b[1]) * d2,
-    )
-    indirect = fp.indirect_feedback_alignment(model, MSE, shape)
-    beside(
-        indirect,
-        lambda b, d: (e @ np.asarray(b) * d1, d),
-        lambda b: (e @ np.asarray(b) * d1) @ p[1].T * d2,
-    )
+    beside("direct", lambda b, d: e @ b[0] * d1, lambda b: e @ b[1] * d2)
+    t = np.asarray(y) / len(y)
+    beside("target", lambda b, d: t @ b[0] * d1, lambda b: t @ b[1] * d2)
+    beside("indirect", lambda b, d: e @ b * d1, lambda b: (e @ b * d1) @ p[1].T * d2)
 
 
 def test_direct_feedback_of_a_linear_network_with_products_is_backprop():
     model = fp.serial(fp.dense(6), fp.dense(5), fp.flatten, fp.dense(4), fp.dense(3))
     params, x, y = made(model, (7,))
-    w = [params[i]["w"] for i in (1, 3, 4)]
+    w = [np.asarray(params[i]["w"]) for i in (1, 3, 4)]
     state = (w[2] @ w[1] @ w[0], w[2] @ w[1], w[2])
     rule = fp.direct_feedback_alignment(model, MSE, (7,))
-    drawn = rule.init(KEY, params)
+    drawn = jax.eval_shape(rule.init, KEY, params)
     assert [b.shape for b in drawn] == [b.shape for b in state]
-    near(
-        rule.estimate(params, state, x, y, None)[:2],
-        fp.value_and_backprop(model, MSE)(params, x, y),
-    )
 
+    @jax.jit
+    def both(params, state):
+        found = rule.estimate(params, state, x, y, None)[:2]
+        return found, fp.value_and_backprop(model, MSE)(params, x, y)
 
-@models
-def test_direct_feedback_reaches_every_block(name):
-    model, shape = MODELS[name]
-    params, x, y = made(model, shape)
-    rule = fp.direct_feedback_alignment(model, MSE, shape)
-    value, tree, _ = jax.jit(rule.estimate)(params, rule.init(KEY, params), x, y, KEY)
-    due_value, due = fp.value_and_backprop(model, MSE)(params, x, y, key=KEY)
-    near((value, tree[-1]), (due_value, due[-1]))
-    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, params)
-    first = [np.abs(leaf).max() for leaf in jax.tree.leaves(tree[0])]
-    assert min(first[:1]) > 0
+    near(*both(params, state))
 
 
 def test_target_projection_takes_labels_and_distributions():
     model, shape = fp.mlp((3, 6, 4), fp.tanh), (3,)
     params, x, _ = made(model, shape)
-    labels = jnp.array([0, 3, 1, 1, 2])
+    labels = np.array([0, 3, 1, 1, 2])
     rule = fp.direct_random_target_projection(model, CE, shape)
-    state = rule.init(KEY, params)
-    one = rule.estimate(params, state, x, labels, None)
-    two = rule.estimate(params, state, x, jax.nn.one_hot(labels, 4, dtype=float), None)
-    near(one[:2], two[:2])
-    signal = jax.nn.one_hot(labels, 4, dtype=float) / 5
+
+    @jax.jit
+    def run(params):
+        state = rule.init(KEY, params)
+        return state, [
+            rule.estimate(params, state, x, given, None)[:2]
+            for given in (labels, np.eye(4)[labels])
+        ]
+
+    state, (one, two) = jax.device_get(run(params))
+    near(one, two)
+    signal = np.eye(4)[labels] / 5
     ((_, slope),), _ = activations_of(params, x)
-    near(one[1][0]["w"], (np.asarray(signal @ state[0]) * slope).T @ np.asarray(x))
+    near(one[1][0]["w"], (signal @ state[0] * slope).T @ np.asarray(x))
 
 
 # ------------------------------------------------------------------ Kolen-Pollack's law
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "coupled momentum"])
-def test_kolen_pollack_loses_the_difference_by_the_decay_alone(name):
+def after(rule, optimizer, params, batch, steps):
+    """The states before and after some steps."""
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        first = fp.init_state(rule, optimizer, params, KEY)
+        step = fp.update_step(rule, optimizer)
+        return first, jax.lax.scan(lambda state, _: step(state, batch), first, length=steps)[0]
+
+
+def test_kolen_pollack_loses_the_difference_by_the_decay_alone():
     """W - B = (1 - λ)ᵗ (W₀ - B₀), to rounding; with the decay inside the momentum it does not."""
     rate, decay = 0.1, 0.3
-    optimizer = {
-        "sgd": optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate)),
-        "momentum": optax.chain(
-            optax.trace(0.9), optax.add_decayed_weights(decay), optax.scale(-rate)
-        ),
+    decayed = optax.add_decayed_weights(decay)
+    optimizers = {
+        "sgd": optax.chain(decayed, optax.sgd(rate)),
+        "momentum": optax.chain(optax.trace(0.9), decayed, optax.scale(-rate)),
         "adamw": optax.adamw(rate, weight_decay=decay),
-        "coupled momentum": optax.chain(
-            optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9)
-        ),
-    }[name]
+        "coupled momentum": optax.chain(decayed, optax.sgd(rate, momentum=0.9)),
+    }
     model, shape = MODELS["mlp"]
-    params, x, y = made(model, shape)
-    rule = fp.kolen_pollack(model, MSE, optimizer)
-    with jax.numpy_dtype_promotion("standard"):  # optax needs it
-        state = fp.init_state(rule, optimizer, params, KEY)
-        first = jax.tree.map(
-            lambda w, b: np.asarray(w - b), matrices(state.params), state.rule_state.feedback
+    params, *batch = made(model, shape)
+
+    @jax.jit
+    def run(params):
+        return {
+            name: after(fp.kolen_pollack(model, MSE, optimizer), optimizer, params, batch, 20)
+            for name, optimizer in optimizers.items()
+        }
+
+    for name, states in jax.device_get(run(params)).items():
+        first, last = (
+            jax.tree.map(lambda w, b: w - b, matrices(state.params), state.rule_state.feedback)
+            for state in states
         )
-        step = fp.update_step(rule, optimizer)
-        for _ in range(20):
-            state, _ = step(state, (x, y))
-    last = jax.tree.map(lambda w, b: w - b, matrices(state.params), state.rule_state.feedback)
-    due = jax.tree.map(lambda d: d * (1 - rate * decay) ** 20, first)
-    if name == "coupled momentum":
-        with pytest.raises(AssertionError):
+        due = jax.tree.map(lambda d: d * (1 - rate * decay) ** 20, first)
+        if name == "coupled momentum":
+            with pytest.raises(AssertionError):
+                near(last, due, 1e-10)
+        else:
             near(last, due, 1e-10)
-    else:
-        near(last, due, 1e-10)
 
 
 def test_weight_decay_leaves_feedback_alone():
     model, shape = MODELS["mlp"]
-    params, x, y = made(model, shape)
+    params, *batch = made(model, shape)
     optimizer = optax.adamw(1e-2, weight_decay=0.5)
-    for rule in (
+    rules = (
         fp.feedback_alignment(model, MSE),
         fp.sign_symmetry(model, MSE, magnitude=as_large),
         fp.direct_feedback_alignment(model, MSE, shape),
         fp.indirect_feedback_alignment(model, MSE, shape),
-    ):
-        with jax.numpy_dtype_promotion("standard"):
-            state = fp.init_state(rule, optimizer, params, KEY)
-            before = jax.device_get(state.rule_state)
-            step = fp.update_step(rule, optimizer)
-            for _ in range(3):
-                state, _ = step(state, (x, y))
-        jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.rule_state))
+    )
+    run = jax.jit(lambda params: [after(rule, optimizer, params, batch, 3) for rule in rules])
+    for first, last in jax.device_get(run(params)):
+        assert not np.array_equal(first.params[0]["w"], last.params[0]["w"])
+        jax.tree.map(np.testing.assert_array_equal, first.rule_state, last.rule_state)
 
 
 # ------------------------------------------------------------------------ weight mirror
 
 
-@models
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", *(pytest.param(n, marks=pytest.mark.slow) for n in list(MODELS)[2:])]
+)
 def test_the_mirror_shows_the_weights(name):
     """The mean over many draws is W: within 5 standard deviations for each of its numbers, and for
     how long it is."""
     model, shape = MODELS[name]
     params, x, y = made(model, shape)
     rule = fp.weight_mirror(model, MSE, rate=1.0, decay=1.0, samples=16)
-    start = rule.init(KEY, params)
 
     @jax.jit
-    @functools.partial(jax.vmap, in_axes=(None, None, 0))
-    def seen(params, start, key):
-        return rule.estimate(params, start, x, y, key)[2]
+    def seen(params):
+        start, keys = rule.init(KEY, params), jax.random.split(jax.random.key(3), 2000)
+        return jax.vmap(lambda key: rule.estimate(params, start, x, y, key)[2])(keys)
 
-    draws = seen(params, start, jax.random.split(jax.random.key(3), 2000))
+    draws = jax.device_get(seen(params))
 
     def compared(each, w):
         deviation = np.std(each, axis=0) / np.sqrt(len(each))
@@ -274,7 +288,7 @@ def test_the_mirror_shows_the_weights(name):
         spread = np.std(length) / np.sqrt(len(length))
         assert abs(np.mean(length) - 1) <= 5 * spread < 0.08
 
-    jax.tree.map(compared, draws, matrices(params))
+    jax.tree.map(compared, draws, jax.device_get(matrices(params)))
 
 
 def test_the_mirror_keeps_an_average():
@@ -282,28 +296,41 @@ def test_the_mirror_keeps_an_average():
     params, x, y = made(model, shape)
     rule = fp.weight_mirror(model, MSE, rate=0.25, decay=0.125)
     once = fp.weight_mirror(model, MSE, rate=1.0, decay=1.0)
-    state = rule.init(KEY, params)
-    shown = once.estimate(params, state, x, y, KEY)[2]
-    found = rule.estimate(params, state, x, y, KEY)[2]
+
+    @jax.jit
+    def run(params):
+        state = rule.init(KEY, params)
+        assert rule.estimate(params, state, x, y, None)[2] is state
+        return state, [each.estimate(params, state, x, y, KEY)[2] for each in (once, rule)]
+
+    state, (shown, found) = jax.device_get(run(params))
     near(found, jax.tree.map(lambda b, m: 0.875 * b + 0.25 * m, state, shown))
-    assert rule.estimate(params, state, x, y, None)[2] is state
 
 
 # ---------------------------------------------------------------------------- alignment
 
 
-def test_alignment_of_what_is_known():
+def test_alignment_of_what_is_known(tmp_path):
+    from funcprop.cli import pictures
+
     model, shape = MODELS["mlp"]
     params, x, y = made(model, shape)
     rule = fp.feedback_alignment(model, MSE)
-    optimizer = optax.sgd(0.1)
     metrics = fp.alignment(rule, model, MSE, feedback=lambda state: state)
-    with jax.numpy_dtype_promotion("standard"):
-        state = fp.init_state(rule, optimizer, params, KEY)
-        _, found = jax.jit(fp.update_step(rule, optimizer, metrics))(state, (x, y))
-    a = rule.estimate(params, state.rule_state, x, y, None)[1]
-    b = fp.value_and_backprop(model, MSE)(params, x, y)[1]
-    for place, (one, two) in {"": (a, b), **{f"[{i}]": (a[i], b[i]) for i in range(3)}}.items():
+
+    @jax.jit
+    def run(params):
+        with jax.numpy_dtype_promotion("standard"):
+            state = fp.init_state(rule, optax.sgd(0.1), params, KEY)
+            _, found = fp.update_step(rule, optax.sgd(0.1), metrics)(state, (x, y))
+        tree = rule.estimate(params, state.rule_state, x, y, None)[1]
+        return state, found, tree, fp.value_and_backprop(model, MSE)(params, x, y)[1]
+
+    state, found, a, b = jax.device_get(run(params))
+    for place, (one, two) in {
+        "": (a, b),
+        **{f" layers[{i}]": (a[i], b[i]) for i in range(3)},
+    }.items():
         one, two = (np.concatenate([np.ravel(v) for v in jax.tree.leaves(t)]) for t in (one, two))
         cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
         np.testing.assert_allclose(
@@ -315,6 +342,12 @@ def test_alignment_of_what_is_known():
     w, b = np.ravel(params[1]["w"]), np.ravel(state.rule_state[1]["w"])
     due = np.degrees(np.arccos(w @ b / np.linalg.norm(w) / np.linalg.norm(b)))
     np.testing.assert_allclose(found["feedback_angle layers[1]"], due, rtol=1e-9)
+
+    history = {name: [float(value)] for name, value in found.items()}
+    pictures.alignment(tmp_path / "angles.png", "Feedback alignment", history)
+    assert (tmp_path / "angles.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(KeyError, match="angle"):
+        pictures.alignment(tmp_path / "none.png", "", {"loss": [1.0]})
 
 
 def test_alignment_shares_the_forward_pass_with_the_step():
@@ -334,22 +367,6 @@ def test_alignment_shares_the_forward_pass_with_the_step():
     assert products(fp.alignment(rule, model, MSE)) == 12
 
 
-def test_alignment_is_drawn(tmp_path):
-    from funcprop.cli import pictures
-
-    model, shape = MODELS["mlp"]
-    params, x, y = made(model, shape)
-    rule = fp.feedback_alignment(model, MSE)
-    metrics = fp.alignment(rule, model, MSE, feedback=lambda state: state)
-    with jax.numpy_dtype_promotion("standard"):
-        run = {"key": KEY, "steps": 5, "metrics": metrics}
-        _, history = fp.fit(rule, optax.sgd(0.1), params, (x, y), **run)
-    pictures.alignment(tmp_path / "angles.png", "Feedback alignment", history)
-    assert (tmp_path / "angles.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(KeyError, match="angle"):
-        pictures.alignment(tmp_path / "none.png", "", {"loss": [1.0]})
-
-
 # ------------------------------------------------------------------------------- errors
 
 
@@ -357,11 +374,19 @@ def test_redrawn_magnitudes():
     model, shape = MODELS["mlp"]
     params, x, y = made(model, shape)
     rules = [fp.sign_symmetry(model, MSE, magnitude=as_large, redraw=r) for r in (False, True)]
-    for rule, same in zip(rules, (True, False), strict=True):
-        state = rule.init(KEY, params)
-        one, two = (
-            rule.estimate(params, state, x, y, jax.random.key(i))[1][0]["w"] for i in (1, 2)
-        )
+
+    @jax.jit
+    def run(params):
+        found = []
+        for rule in rules:
+            state = rule.init(KEY, params)
+            each = jax.vmap(
+                lambda key, r=rule, s=state: r.estimate(params, s, x, y, key)[1][0]["w"]
+            )
+            found.append(each(jax.random.split(KEY)))
+        return found
+
+    for (one, two), same in zip(run(params), (True, False), strict=True):
         assert np.array_equal(one, two) == same
 
 
@@ -373,7 +398,7 @@ def test_errors():
     with pytest.raises(LayerError, match=r"feedback gave float64\[2\] for \[0\]\['w'\], float64"):
         fp.feedback_alignment(model, MSE, feedback=lambda k, w: jnp.ones(2)).init(KEY, params)
     with pytest.raises(LayerError, match=r"the feedback of \[0\]\['w'\] is 0.*give feedback"):
-        fp.kolen_pollack(model, MSE, optax.sgd(0.1)).init(KEY, jax.tree.map(jnp.zeros_like, params))
+        fp.kolen_pollack(model, MSE, optax.sgd(0.1)).init(KEY, jax.tree.map(np.zeros_like, params))
     with pytest.raises(LayerError, match=r"feedback_alignment: rule_state is \(\)"):
         fp.feedback_alignment(model, MSE).estimate(params, (), x, y, None)
     for rate, decay, match in (
@@ -388,7 +413,9 @@ def test_errors():
     own, image, target = made(grouped, (3, 3, 2))
     mirror = fp.weight_mirror(grouped, MSE, rate=0.1)
     with pytest.raises(LayerError, match=r"layers\[0\] conv: it has no matrix.*grouped.*kolen_pol"):
-        mirror.estimate(own, mirror.init(KEY, own), image, target, KEY)
+        jax.eval_shape(
+            lambda own: mirror.estimate(own, mirror.init(KEY, own), image, target, KEY), own
+        )
     for rule in (
         fp.direct_feedback_alignment,
         fp.direct_random_target_projection,
@@ -402,7 +429,12 @@ def test_errors():
             rule(model, MSE, (3,), feedback=lambda key, due: jnp.ones(2)).init(KEY, params)
     rule = fp.direct_random_target_projection(model, CE, (3,))
     with pytest.raises(LayerError):
-        rule.estimate(params, rule.init(KEY, params), x, jnp.zeros((5, 1), int), None)
+        jax.eval_shape(
+            lambda params: rule.estimate(
+                params, rule.init(KEY, params), x, np.zeros((5, 1), int), None
+            ),
+            params,
+        )
     lstm, sequence = MODELS["lstm"]
     own, x, y = made(lstm, sequence)
     rule = fp.indirect_feedback_alignment(lstm, MSE, sequence)

@@ -11,6 +11,7 @@ import funcprop as fp
 from funcprop import LayerError
 from funcprop.cases.case import entries
 from funcprop.cases.graph import MASKED, MESSAGE
+from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -31,8 +32,7 @@ def structs(x):
 
 def init(layer, x):
     """Parameters that are nowhere 0."""
-    params, _ = layer.init(KEY, structs(x))
-    return jax.tree.map(lambda leaf: leaf.astype(x[0].dtype) + 0.1, params)
+    return params_of(layer, structs(x), dtype=x[0].dtype)
 
 
 def swept(layer, params, x, delta=None):
@@ -274,7 +274,7 @@ def test_messages_that_tie_share_as_with_segment_max():
 def test_delta_reaches_two_hops_through_two_layers(layer):
     """Along the path 0 -> 1 -> 2 -> 3 -> 4, of the last node's y."""
     edges = jnp.stack([jnp.arange(4), jnp.arange(1, 5)], -1)[None]
-    x = jax.random.normal(KEY, (1, 5, 2)), edges
+    x = np.random.default_rng(0).normal(size=(1, 5, 2)).astype("float32"), edges
     model = fp.serial(layer, layer)
     delta = jnp.zeros((1, 5, 2)).at[0, 4].set(1.0)
     _, delta_x, _ = jax.jit(lambda p, d: swept(model, p, x, d))(init(model, x), delta)
@@ -316,7 +316,7 @@ def test_edge_features_reach_the_message_and_take_its_delta():
 
 def test_layers_repeat_and_recompute():
     draw = np.random.default_rng(0)
-    x = jax.tree.map(jnp.asarray, entries(*MASKED)(draw))
+    x = jax.device_get(jax.tree.map(jnp.asarray, entries(*MASKED)(draw)))
     message = fp.serial(fp.concatenate, fp.dense(3))
     step = fp.serial(
         fp.residual(fp.graph_conv(3)),
@@ -324,12 +324,12 @@ def test_layers_repeat_and_recompute():
         fp.remat(fp.message_passing(message, reduce="mean")),
     )
     model = fp.serial(fp.repeat(step, 2), fp.graph_pool())
-    params, out_shape = model.init(KEY, structs(x))
-    assert out_shape == (3,)
+    params = params_of(model, structs(x))
 
     @jax.jit
     def both(params, x):
         y, residuals = model.forward(params, x)
+        assert y.shape[1:] == model.init(KEY, structs(x))[1] == (3,)
         delta_x, grads = model.backward(params, residuals, jnp.cos(y))
         due, pullback = jax.vjp(lambda p, nodes: model.apply(p, (nodes, *x[1:])), params, x[0])
         return (y, grads, delta_x[0]), (due, *pullback(jnp.cos(due)))
@@ -340,7 +340,7 @@ def test_layers_repeat_and_recompute():
 def test_a_graph_layer_keeps_no_activation_of_the_edges():
     x = jnp.zeros((1, 10, 8)), jnp.zeros((1, 1000, 2), jnp.int32)
     layer = fp.graph_conv(64)
-    params, _ = layer.init(KEY, structs(x))
+    params = params_of(layer, structs(x))
     _, kept = jax.eval_shape(layer.forward, params, x)
     assert max(leaf.size for leaf in jax.tree.leaves(kept)) == 1000
 

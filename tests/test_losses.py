@@ -1,5 +1,7 @@
 """Losses: values against optax, masks, curvature, and what they refuse."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from funcprop import LayerError
 from funcprop.cases.catalogue import LOSSES
 from funcprop.core.loss import has_parameters
 from funcprop.losses.targets import one_hot
+from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -21,6 +24,14 @@ T = jax.random.normal(jax.random.key(1), (4, 5))
 LABELS = jnp.array([0, 4, 2, 2])
 ONE_HOT = jax.nn.one_hot(LABELS, 5)
 Q = jax.nn.softmax(T)
+XENT = fp.softmax_cross_entropy()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def swept(loss, prediction, target):
+    """The losses, and the deltas of prediction and target."""
+    losses, residuals = loss.forward((), (prediction, target))
+    return losses, loss.backward((), residuals, jnp.ones_like(losses))[0]
 
 
 @pytest.mark.parametrize(
@@ -86,12 +97,6 @@ def test_the_mean_over_outputs_is_torch_s():
 CURVED = [case for case in LOSSES if case.layer.root and case.layer.name != "auxiliary"]
 
 
-def inputs_of(case):
-    prediction, target = jax.tree.map(jnp.asarray, case.draw(np.random.default_rng(5)))
-    shape = jax.tree.map(lambda leaf: leaf[0], (prediction, target))
-    return case.layer.init(KEY, shape)[0], prediction, target
-
-
 def hessian(loss, params, prediction, target):
     """Each example's own Hessian, (B, K, K), by autodiff."""
 
@@ -104,57 +109,62 @@ def hessian(loss, params, prediction, target):
 
 
 @pytest.mark.parametrize("case", CURVED, ids=lambda case: case.name)
-def test_root_is_a_square_root_of_the_hessian(case, x64):
-    params, prediction, target = inputs_of(case)
-    _, residuals = case.layer.forward(params, (prediction, target))
-    root = case.layer.root(residuals)
-    assert root.shape[1:] == prediction.shape
-    columns = root.reshape(len(root), len(prediction), -1)
-    found = jnp.einsum("kbi,kbj->bij", columns, columns)
-    np.testing.assert_allclose(found, hessian(case.layer, params, prediction, target), atol=1e-12)
+def test_root_and_samples_have_the_hessian_as_their_second_moment(case, x64):
+    """The root exactly, as it is a square root; samples as many of them show."""
+    loss, n = case.layer, 20_000
+    prediction, target = case.draw(np.random.default_rng(5))
+    shape = jax.eval_shape(lambda *x: jax.tree.map(lambda leaf: leaf[0], x), prediction, target)
+    params = params_of(loss, shape, dtype="float64")
 
+    def moment(columns):
+        assert columns.shape[1:] == prediction.shape
+        columns = columns.reshape(len(columns), len(prediction), -1)
+        return jnp.einsum("kbi,kbj->bij", columns, columns)
 
-@pytest.mark.parametrize("case", CURVED, ids=lambda case: case.name)
-def test_samples_have_the_hessian_as_their_second_moment(case, x64):
-    params, prediction, target = inputs_of(case)
-    _, residuals = case.layer.forward(params, (prediction, target))
-    n = 20_000
-    drawn = jax.vmap(lambda k: case.layer.sample(k, residuals))(jax.random.split(KEY, n))
-    assert drawn.shape[1:] == prediction.shape
-    flat = drawn.reshape(n, len(prediction), -1)
-    found = jnp.einsum("nbi,nbj->bij", flat, flat) / n
-    due = hessian(case.layer, params, prediction, target)
+    @jax.jit
+    def run(params, prediction, target):
+        _, residuals = loss.forward(params, (prediction, target))
+        drawn = jax.vmap(lambda k: loss.sample(k, residuals))(jax.random.split(KEY, n))
+        due = hessian(loss, params, prediction, target)
+        return due, moment(loss.root(residuals)), moment(drawn) / n, jnp.abs(drawn).max()
+
+    due, found, sampled, largest = run(params, prediction, target)
+    np.testing.assert_allclose(found, due, atol=1e-12)
     # A product of two entries has a standard deviation of about twice the largest variance.
-    bound = 6 * 2 * max(float(jnp.abs(due).max()), 1e-12) / np.sqrt(n)
-    np.testing.assert_allclose(found, due, atol=bound)
+    bound = 6 * 2 * max(float(np.abs(due).max()), 1e-12) / np.sqrt(n)
+    np.testing.assert_allclose(sampled, due, atol=bound)
     if case.name not in ("mean_absolute_error", "hinge"):
-        assert np.abs(drawn).max() > 0
+        assert largest > 0
 
 
 def test_of_tokens_the_mean_over_the_mask():
-    p = jax.random.normal(KEY, (3, 4, 5))
-    labels = jax.random.randint(KEY, (3, 4), 0, 5)
-    mask = jnp.array([[True] * 4, [True, False, True, False], [False] * 4])
-    loss = fp.softmax_cross_entropy()
-    each = optax.softmax_cross_entropy_with_integer_labels(p, labels)
-    np.testing.assert_allclose(loss.apply((), (p, labels)), each.mean(1), rtol=1e-6)
-    found = loss.apply((), (p, (labels, mask)))
+    draw = np.random.default_rng(0)
+    p = draw.normal(size=(3, 4, 5)).astype("float32")
+    labels = draw.integers(0, 5, (3, 4), dtype=np.int32)
+    mask = np.array([[True] * 4, [True, False, True, False], [False] * 4])
+
+    @jax.jit
+    def run(p, labels, mask):
+        each = optax.softmax_cross_entropy_with_integer_labels(p, labels)
+        return each, XENT.apply((), (p, labels)), XENT.apply((), (p, (labels, mask)))
+
+    each, whole, masked = jax.device_get(run(p, labels, mask))
+    np.testing.assert_allclose(whole, each.mean(1), rtol=1e-6)
     due = [each[0].mean(), (each[1, 0] + each[1, 2]) / 2, 0]
-    np.testing.assert_allclose(found, due, rtol=1e-6)
+    np.testing.assert_allclose(masked, due, rtol=1e-6)
 
 
 def test_what_is_masked_is_not_looked_at():
     """Padding may hold anything, labels out of range and NaN predictions included."""
-    p = jax.random.normal(KEY, (2, 3, 5)).at[:, 2].set(jnp.nan)
-    labels = jnp.array([[0, 1, -100], [2, 3, 99]])
-    mask = jnp.array([[True, True, False]] * 2)
+    p = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("float32")
+    p[:, 2] = np.nan
+    labels = np.array([[0, 1, -100], [2, 3, 99]], np.int32)
+    mask = np.array([[True, True, False]] * 2)
     sweep = fp.value_and_backprop(fp.identity, fp.softmax_cross_entropy())
     for call in (sweep, jax.jit(sweep)):
         value, _ = call((), p, (labels, mask))
         assert np.isfinite(value)
-    loss = fp.softmax_cross_entropy()
-    _, residuals = loss.forward((), (p, (labels, mask)))
-    (delta, rest), _ = loss.backward((), residuals, jnp.ones(2))
+    _, (delta, rest) = swept(XENT, p, (labels, mask))
     assert rest == (None, None)
     assert np.all(np.asarray(delta)[:, 2] == 0)
     assert np.isfinite(delta).all()
@@ -162,10 +172,8 @@ def test_what_is_masked_is_not_looked_at():
 
 def test_impossible_classes_cost_nothing():
     """A score of -inf rules a class out; loss and delta stay finite."""
-    p = jnp.array([[0.0, 1.0, -jnp.inf]])
-    loss = fp.softmax_cross_entropy()
-    losses, residuals = loss.forward((), (p, jnp.array([1])))
-    (delta, _), _ = loss.backward((), residuals, jnp.ones(1))
+    p = np.array([[0.0, 1.0, -np.inf]], np.float32)
+    losses, (delta, _) = swept(XENT, p, np.array([1], np.int32))
     assert np.isfinite(losses).all()
     np.testing.assert_allclose(delta, [[0.26894143, -0.26894143, 0]], rtol=1e-5)
 
@@ -180,15 +188,12 @@ def test_impossible_classes_cost_nothing():
     ids=["mean_absolute_error at 0", "hinge at the margin", "huber at the threshold"],
 )
 def test_values_at_kinks(loss, target, slope):
-    p = jnp.array([[1.0 if loss is fp.hinge else 2.0]])
-    _, residuals = loss.forward((), (p, jnp.array([[target]])))
-    (delta, _), _ = loss.backward((), residuals, jnp.ones(1))
+    p = np.array([[1.0 if loss is fp.hinge else 2.0]], np.float32)
+    _, (delta, _) = swept(loss, p, np.array([[target]], np.float32))
     assert delta[0, 0] == slope
 
 
 # --------------------------------------------------------------------------- refusals
-
-XENT = fp.softmax_cross_entropy()
 
 
 @pytest.mark.parametrize(
@@ -266,20 +271,14 @@ def test_values_are_refused_where_they_are_concrete(loss, target, message):
     ids=lambda labels: str(labels.dtype),
 )
 def test_under_a_trace_a_bad_label_gives_nan(labels):
-    @jax.jit
-    def run(labels):
-        losses, residuals = XENT.forward((), (P, labels))
-        return losses, XENT.backward((), residuals, jnp.ones(4))[0][0]
-
-    losses, delta = run(labels)
+    losses, (delta, _) = swept(XENT, P, labels)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, False, True])
     np.testing.assert_array_equal(np.isnan(delta).all(-1), [False, True, False, True])
     np.testing.assert_array_equal(np.isnan(delta).any(-1), [False, True, False, True])
 
 
 def test_more_classes_than_an_int8_holds():
-    p = jnp.zeros((2, 300))
-    losses = XENT.apply((), (p, jnp.array([0, 127], jnp.int8)))
+    losses, _ = swept(XENT, np.zeros((2, 300), np.float32), np.array([0, 127], np.int8))
     np.testing.assert_allclose(losses, np.log(300), rtol=1e-6)
 
 
@@ -368,16 +367,18 @@ def test_labels_of_64_bits_are_not_wrapped_around(x64):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_bad_target_under_a_mask_is_not_looked_at(loss, bad):
-    prediction = jnp.stack([P, -P])
-    good = 2 * ONE_HOT - 1 if loss is fp.hinge else ONE_HOT
-    target, mask = jnp.stack([good, good]), jnp.ones((2, 4), bool).at[0, 1].set(False)
-    for call in (loss.forward, jax.jit(loss.forward)):
-        losses, residuals = call((), (prediction, (target.at[0, 1].set(bad), mask)))
-        (delta, _), _ = loss.backward((), residuals, jnp.ones(2))
-        due, kept = call((), (prediction, (target, mask)))
-        np.testing.assert_array_equal(losses, due)
-        np.testing.assert_array_equal(delta, loss.backward((), kept, jnp.ones(2))[0][0])
-        assert not delta[0, 1].any()
+    prediction = np.stack([P, -P])
+    good = np.asarray(2 * ONE_HOT - 1 if loss is fp.hinge else ONE_HOT)
+    target, wrong, mask = np.stack([good, good]), np.stack([good, good]), np.ones((2, 4), bool)
+    wrong[0, 1], mask[0, 1] = bad, False
+    losses, (delta, _) = found = swept(loss, prediction, (wrong, mask))
+    due = swept(loss, prediction, (target, mask))
+    chex.assert_trees_all_equal(found[0], due[0])
+    chex.assert_trees_all_equal(delta, due[1][0])
+    assert not delta[0, 1].any()
+    # Nor where values are concrete, and would be refused.
+    alone = loss.apply((), (prediction, (wrong, mask)))
+    np.testing.assert_allclose(alone, losses, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +413,7 @@ def test_masks_are_refused_alike_with_and_without_jit(mask, message):
 # ------------------------------------------------------------------------ narrow floats
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -429,20 +430,19 @@ def test_means_of_more_terms_than_float16_counts(name, dtype):
     )
     loss = loss() if name.startswith("softmax") else loss
     tokens, outputs = (7, 10_000) if name in ("mean_squared_error", "hinge") else (35_000, 2)
-    prediction = jnp.asarray(draw.normal(size=(2, tokens, outputs)), dtype)
-    target = jnp.asarray(draw.integers(0, 2, size=prediction.shape), dtype)
-    params = ()
+    prediction = draw.normal(size=(2, tokens, outputs)).astype(dtype)
+    target = draw.integers(0, 2, size=prediction.shape)
     if name == "hinge":
         target = 2 * target - 1
     elif name == "kl_divergence":
-        target = jnp.stack([target[..., 0], 1 - target[..., 0]], -1) / 2 + jnp.array(0.25, dtype)
-    elif "softmax" in name or name == "linear_cross_entropy":
-        target = jnp.asarray(draw.integers(0, 2, size=(2, tokens)), jnp.int32)
-    if name == "linear_cross_entropy":
-        params, _ = loss.init(KEY, (prediction[0], target[0]))
-        params = jax.tree.map(lambda a: a.astype(dtype), params)
+        target = np.stack([target[..., 0], 1 - target[..., 0]], -1) / 2 + 0.25
+    target = target.astype(dtype)
+    if "softmax" in name or name == "linear_cross_entropy":
+        target = draw.integers(0, 2, size=(2, tokens), dtype=np.int32)
+    shape = jax.eval_shape(lambda: (jnp.asarray(prediction[0]), jnp.asarray(target[0])))
+    params = params_of(loss, shape, dtype=dtype)
     if "masked" in name:
-        target = (target, jnp.asarray(draw.random((2, tokens)) < 0.9))
+        target = (target, draw.random((2, tokens)) < 0.9)
 
     @jax.jit
     def run(params, prediction, target):
@@ -470,10 +470,10 @@ def test_means_of_more_terms_than_float16_counts(name, dtype):
     "loss", [fp.mean_squared_error, fp.softmax_cross_entropy(), fp.linear_cross_entropy(5)]
 )
 def test_roots_in_narrow_floats_are_rounded_once(loss, dtype):
-    h = jax.random.normal(KEY, (2, 60, 5)).astype(dtype)
-    target = h[:, ::-1] if loss.name == "mean_squared_error" else jnp.zeros((2, 60), jnp.int32)
-    params, _ = loss.init(KEY, (h[0], target[0]))
-    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    h = np.random.default_rng(0).normal(size=(2, 60, 5)).astype(dtype)
+    target = h[:, ::-1] if loss.name == "mean_squared_error" else np.zeros((2, 60), np.int32)
+    shape = jax.eval_shape(lambda: (jnp.asarray(h[0]), jnp.asarray(target[0])))
+    params = params_of(loss, shape, dtype=dtype)
 
     @jax.jit
     def run(params, h, target):
@@ -495,36 +495,43 @@ def test_roots_in_narrow_floats_are_rounded_once(loss, dtype):
 
 def test_a_weight_of_any_sign():
     """1/B Σ wᵢ ℓᵢ and its gradient, not divided by Σ w, which may be 0."""
-    loss, w = fp.weighted(XENT), jnp.array([1.0, -2.0, 0.5, 0.5])
-    each = XENT.apply((), (P, LABELS))
-    found, residuals = loss.forward((), (P, (w, LABELS)))
+    loss, w = fp.weighted(XENT), np.array([1.0, -2.0, 0.5, 0.5], np.float32)
+    each, _ = swept(XENT, P, LABELS)
+    found, (delta, (delta_w, none)) = swept(loss, P, (w, LABELS))
     np.testing.assert_allclose(found, w * each, rtol=1e-6)
-    (delta, (delta_w, none)), _ = loss.backward((), residuals, jnp.ones(4))
     assert none is None
     np.testing.assert_array_equal(delta_w, each)
     np.testing.assert_allclose(delta, w[:, None] * (jax.nn.softmax(P) - ONE_HOT), atol=1e-6)
     sweep = fp.value_and_backprop(fp.dense(5), loss)
-    params, _ = fp.dense(5).init(KEY, (5,))
 
     def mean(params):
         return jnp.mean(w * XENT.apply((), (fp.dense(5).apply(params, T), LABELS)))
 
-    fp.compare(jax.jit(sweep)(params, T, (w, LABELS)), jax.value_and_grad(mean)(params)).assert_ok()
+    both = jax.jit(lambda params: (sweep(params, T, (w, LABELS)), jax.value_and_grad(mean)(params)))
+    fp.compare(*both(params_of(fp.dense(5), (5,)))).assert_ok()
 
 
 def test_weighted_tokens_with_a_mask_and_a_loss_with_parameters():
     inner = fp.linear_cross_entropy(7)
-    loss, h = fp.weighted(inner), jnp.stack([P, T])
-    target = jnp.array([LABELS, LABELS]), jnp.ones((2, 4), bool).at[0, 1].set(False)
-    params, _ = loss.init(KEY, (h[0], (jnp.zeros(()), jax.tree.map(lambda a: a[0], target))))
-    w = jnp.array([-1.0, 3.0])
-    found, residuals = loss.forward(params, (h, (w, target)))
-    np.testing.assert_allclose(found, w * inner.apply(params, (h, target)), rtol=1e-6)
-    (_, (_, rest)), grads = loss.backward(params, residuals, jnp.ones(2))
-    assert rest == (None, None)
-    assert grads["w"].shape == params["w"].shape
-    value, (own, _) = fp.value_and_backprop(fp.identity, loss)(((), params), h, (w, target))
-    assert own == ()
+    loss, h = fp.weighted(inner), np.stack([P, T])
+    target = np.array([LABELS, LABELS]), np.ones((2, 4), bool)
+    target[1][0, 1] = False
+    w = np.array([-1.0, 3.0], np.float32)
+    shape = jax.eval_shape(lambda *x: jax.tree.map(lambda a: a[0], x), h, (w, target))
+    params = params_of(loss, shape)
+
+    @jax.jit
+    def run(params, h, w, target):
+        found, residuals = loss.forward(params, (h, (w, target)))
+        (_, (_, rest)), grads = loss.backward(params, residuals, jnp.ones(2))
+        assert rest == (None, None)
+        assert grads["w"].shape == params["w"].shape
+        value, (own, _) = fp.value_and_backprop(fp.identity, loss)(((), params), h, (w, target))
+        assert own == ()
+        return found, inner.apply(params, (h, target)), value
+
+    found, plain, value = run(params, h, w, target)
+    np.testing.assert_allclose(found, w * plain, rtol=1e-6)
     assert float(value) == pytest.approx(float(found.mean()), rel=1e-6)
 
 

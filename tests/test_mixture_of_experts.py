@@ -14,6 +14,7 @@ import funcprop as fp
 from funcprop import LayerError
 from funcprop.checking import automatic
 from funcprop.layers import routing
+from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -23,6 +24,10 @@ KEY = jax.random.key(0)
 def swept(layer, params, x, delta):
     y, residuals = layer.forward(params, x)
     return y, *layer.backward(params, residuals, delta)
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
 def sweep(layer):
@@ -47,12 +52,6 @@ def everywhere(params, x, chosen, activation, gated=False):
     return jnp.einsum("bten,bte->btn", o, gates), s.shape[-1] * spread.sum(-1)
 
 
-def made(layer, shape, seed=0):
-    """Parameters whose biases are not 0."""
-    params, _ = layer.init(jax.random.key(seed), shape)
-    return jax.tree.map(lambda leaf: leaf + jax.random.uniform(KEY, leaf.shape), params)
-
-
 @settings(deadline=None, derandomize=True, max_examples=3)
 @given(
     batch=st.integers(1, 3),
@@ -66,9 +65,7 @@ def test_it_is_all_experts_on_all_tokens(batch, tokens, experts, chosen, gated, 
     with jax.enable_x64(True):
         draw = np.random.default_rng(seed)
         layer = fp.mixture_of_experts(experts, 3, chosen=chosen, activation=fp.silu, gated=gated)
-        params = jax.tree.map(
-            lambda leaf: draw.normal(size=leaf.shape), layer.init(KEY, (tokens, 2))[0]
-        )
+        params = params_of(layer, (tokens, 2), seed, "float64")
         x, before, delta = (draw.normal(size=s) for s in ((batch, tokens, 2), batch, batch))
         delta = (draw.normal(size=x.shape), delta)
 
@@ -87,6 +84,9 @@ def test_it_is_all_experts_on_all_tokens(batch, tokens, experts, chosen, gated, 
             np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+blocks_of = jax.jit(routing.blocks_of, static_argnums=1)
+
+
 @pytest.mark.parametrize("fall", ["evenly", "on one", "on the last", "at random"])
 @pytest.mark.parametrize(("n", "experts"), [(3, 5), (40, 3), (700, 4)])
 def test_every_pair_stands_in_a_block_of_its_expert_once(n, experts, fall):
@@ -97,8 +97,7 @@ def test_every_pair_stands_in_a_block_of_its_expert_once(n, experts, fall):
         "on the last": 0 * number + experts - 1,
         "at random": np.random.default_rng(0).integers(0, experts, n),
     }[fall]
-    blocks = routing.blocks_of(jnp.asarray(ids, jnp.int32), experts)
-    expert, pair, place = map(np.asarray, blocks)
+    expert, pair, place = map(np.asarray, blocks_of(ids.astype(np.int32), experts))
     found = [(p, e) for e, row in zip(expert, pair, strict=True) for p in row if p < n]
     assert sorted(found) == list(enumerate(ids))
     np.testing.assert_array_equal(pair.ravel()[place], number)
@@ -107,20 +106,20 @@ def test_every_pair_stands_in_a_block_of_its_expert_once(n, experts, fall):
 
 def test_at_a_tie_the_first_experts_are_chosen_and_none_is_full():
     layer = fp.mixture_of_experts(4, 3, activation=fp.tanh)
-    params = made(layer, (50, 2))
-    params["router"]["w"] = jnp.zeros_like(params["router"]["w"])
-    x = jax.random.normal(KEY, (2, 50, 2))
+    params = params_of(layer, (50, 2))
+    params["router"]["w"] = np.zeros_like(params["router"]["w"])
+    x = normal(2, 50, 2)
     y, balance = jax.jit(layer.apply)(params, x)
     up, down = params["up"], params["down"]
-    each = [jnp.tanh(x @ up["w"][e].T + up["b"][e]) @ down["w"][e].T + down["b"][e] for e in (0, 1)]
+    each = [np.tanh(x @ up["w"][e].T + up["b"][e]) @ down["w"][e].T + down["b"][e] for e in (0, 1)]
     np.testing.assert_allclose(y, (each[0] + each[1]) / 2, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(balance, 1, rtol=1e-6)
 
 
 def test_the_balance_is_e_where_all_tokens_go_to_one():
     layer = fp.mixture_of_experts(4, 3, chosen=1)
-    params = made(layer, (6, 2))
-    params["router"]["w"] = jnp.zeros((4, 2)).at[2].set(100.0)
+    params = params_of(layer, (6, 2))
+    params["router"]["w"] = np.float32([[0], [0], [100], [0]]).repeat(2, axis=1)
     np.testing.assert_allclose(jax.jit(layer.apply)(params, jnp.ones((3, 6, 2)))[1], 4, rtol=1e-6)
 
 
@@ -129,13 +128,13 @@ def test_of_one_gated_expert_it_is_swiglu():
         fp.mixture_of_experts(1, 5, chosen=1, activation=fp.silu, gated=True),
         fp.swiglu(5),
     )
-    params = made(layer, (7, 3))
-    x, delta = jax.random.normal(KEY, (2, 2, 7, 3))
+    params = params_of(layer, (7, 3))
+    x, delta = normal(2, 2, 7, 3)
     own = {
         name: jax.tree.map(lambda leaf: leaf[0], params[mine])
         for name, mine in (("in", "up"), ("out", "down"))
     }
-    (y, balance), delta_x, grads = sweep(layer)(params, x, (delta, jnp.zeros(2)))
+    (y, balance), delta_x, grads = sweep(layer)(params, x, (delta, np.zeros(2, np.float32)))
     due, due_x, due_grads = sweep(plain)(own, x, delta)
     grads = {"in": grads["up"], "out": grads["down"]}
     fp.compare(
@@ -159,28 +158,33 @@ def counted(params, x, delta):
     return y, delta_x, grads["router"]["w"]
 
 
-def spread(router, x):
-    """The balance of the tokens x (T, n), from the equations."""
-    s = x @ router.T
-    _, ids = jax.lax.top_k(s, 2)
-    return 3 * jnp.sum(jax.nn.one_hot(ids, 3).mean((0, 1)) * jax.nn.softmax(s).mean(0))
+@jax.jit
+def spread(router, x, delta):
+    """The balance of the tokens x (T, n), from the equations, and its deltas."""
+
+    def balance(router, x):
+        s = x @ router.T
+        _, ids = jax.lax.top_k(s, 2)
+        return 3 * jnp.sum(jax.nn.one_hot(ids, 3).mean((0, 1)) * jax.nn.softmax(s).mean(0))
+
+    due, pullback = jax.vjp(balance, router, x)
+    return due, *pullback(delta)
 
 
 def test_the_balance_of_a_masked_input_is_that_of_its_real_tokens():
-    params, x = made(COUNTED, (6, 2)), jax.random.normal(KEY, (3, 6, 2))
-    mask = jnp.array([[True, False, True, True, False, True], [False] * 6, [True] * 6])
-    # Padding may be far out: all of it goes to the same experts.
-    x = jnp.where(mask[..., None], x, 30.0)
-    delta = jnp.array([2.0, 3.0, -1.0])
+    params, x = params_of(COUNTED, (6, 2)), normal(3, 6, 2)
+    mask = np.array([[True, False, True, True, False, True], [False] * 6, [True] * 6])
+    x[~mask] = 30.0  # padding may be far out: all of it goes to the same experts
+    delta = np.float32([2.0, 3.0, -1.0])
     (_, beside, balance), (delta_x, none), grads = counted(params, (x, mask), delta)
     assert none is None
     np.testing.assert_array_equal(beside, mask)
     assert balance[1] == 0
+    balance, delta_x = jax.device_get((balance, delta_x))
     assert not delta_x[~mask].any()
     total = 0
     for i in (0, 2):
-        due, pullback = jax.vjp(spread, params["router"]["w"], x[i, mask[i]])
-        by_router, by_x = pullback(delta[i])
+        due, by_router, by_x = spread(params["router"]["w"], x[i, mask[i]], delta[i])
         np.testing.assert_allclose(balance[i], due, rtol=8 * EPS)
         np.testing.assert_allclose(delta_x[i, mask[i]], by_x, atol=16 * EPS)
         total = total + by_router
@@ -188,11 +192,11 @@ def test_the_balance_of_a_masked_input_is_that_of_its_real_tokens():
 
 
 def test_of_examples_of_one_token_the_balance_is_that_of_all_of_them():
-    params, x, before = made(COUNTED, (2,)), jax.random.normal(KEY, (5, 2)), jnp.arange(5.0)
-    mask, delta = jnp.array([True, True, False, True, True]), jnp.array([1.0, -3.0, 2.0, 0.5, 4.0])
+    params, x, before = params_of(COUNTED, (2,)), normal(5, 2), np.arange(5, dtype=np.float32)
+    mask, delta = np.array([True, True, False, True, True]), np.float32([1.0, -3.0, 2.0, 0.5, 4.0])
     (_, _, balance), (delta_x, _, again), grads = counted(params, (x, mask, before), delta)
-    due, pullback = jax.vjp(spread, params["router"]["w"], x[mask])
-    by_router, by_x = pullback(jnp.sum(delta))
+    due, by_router, by_x = spread(params["router"]["w"], x[mask], delta.sum())
+    delta_x = jax.device_get(delta_x)
     np.testing.assert_allclose(balance, due + before, rtol=8 * EPS)
     np.testing.assert_allclose(delta_x[mask], by_x, atol=16 * EPS)
     assert not delta_x[2].any()
@@ -204,7 +208,7 @@ def test_of_examples_of_one_token_per_example_statistics_refuse():
     loss = fp.auxiliary(fp.mean_squared_error, 0.1)
     norms = fp.statistics.squared_norms(COUNTED, loss)
     with pytest.raises(LayerError, match="it mixes the examples of a batch"):
-        norms(made(COUNTED, (2,)), jnp.ones((4, 2)), jnp.ones((4, 2)))
+        jax.eval_shape(norms, params_of(COUNTED, (2,)), normal(4, 2), normal(4, 2))
 
 
 # ------------------------------------------------------------------------- whole models
@@ -226,14 +230,33 @@ LOSS = fp.auxiliary(fp.softmax_cross_entropy(), 0.1)
 
 @functools.cache
 def drawn():
-    x = jax.random.normal(KEY, (12, *TOKENS))
-    y = jnp.argmax(x[:, 0, :3], axis=-1)
-    return model().init(KEY, TOKENS)[0], x, y
+    x = normal(12, *TOKENS)
+    y = np.argmax(x[:, 0, :3], axis=-1).astype(np.int32)
+    return params_of(model(), TOKENS), x, y
 
 
-def test_a_model_with_its_balances_trains_as_with_jax_grad():
+def test_a_model_with_its_balances():
     params, x, y = drawn()
     fp.check_model(model(), params, x, y, LOSS).assert_ok()
+
+    @jax.jit
+    def run(params, x, y):
+        prediction, balance = model().apply(params, x)
+        plain = fp.softmax_cross_entropy().apply((), (prediction, y))
+        return prediction, balance, plain, LOSS.apply((), ((prediction, balance), y))
+
+    prediction, balance, plain, losses = jax.device_get(run(params, x, y))
+    assert prediction.shape == (12, 3)
+    assert np.all(balance > 3 * 0.5)  # three layers have added theirs
+    np.testing.assert_allclose(losses, plain + 0.1 * balance, rtol=1e-5)
+    right = np.argmax(prediction, -1) == y
+    np.testing.assert_array_equal(fp.accuracy((prediction, balance), y), right)
+
+
+@pytest.mark.slow
+def test_a_model_with_its_balances_trains_as_with_jax_grad():
+    _, x, y = drawn()
+    params, _ = model().init(KEY, TOKENS)
     with jax.numpy_dtype_promotion("standard"):
         ours, theirs = (
             fp.fit(
@@ -243,14 +266,8 @@ def test_a_model_with_its_balances_trains_as_with_jax_grad():
         )
     np.testing.assert_allclose(ours["loss"][:20], theirs["loss"][:20], rtol=1e-4)
     assert ours["loss"][-1] < 0.7 * ours["loss"][0]
-
-    prediction, balance = jax.jit(model().apply)(params, x)
-    assert prediction.shape == (12, 3)
-    assert np.all(balance > 3 * 0.5)  # three layers have added theirs
-    plain = fp.softmax_cross_entropy().apply((), (prediction, y))
-    assert ours["loss"][0] == pytest.approx(float(jnp.mean(plain + 0.1 * balance)), rel=1e-5)
-    right = jnp.argmax(prediction, -1) == y
-    np.testing.assert_array_equal(fp.accuracy((prediction, balance), y), right)
+    value = jnp.mean(LOSS.apply((), (model().apply(params, x), y)))
+    assert ours["loss"][0] == pytest.approx(float(value), rel=1e-5)
 
 
 def test_transformer_blocks_of_experts_pass_mask_and_balance_on():
@@ -258,11 +275,12 @@ def test_transformer_blocks_of_experts_pass_mask_and_balance_on():
         return fp.transformer_block(2, experts=fp.mixture_of_experts(3, 6, activation=fp.tanh))
 
     model = fp.serial(block(), fp.repeat(block(), 2), fp.on(0, fp.dense(3)), fp.pick(0, 2))
-    mask = jnp.arange(5) < jnp.array([[5], [3]])
+    mask = np.arange(5) < np.array([[5], [3]])
     shape = (jax.ShapeDtypeStruct((5, 4), "float32"), jax.ShapeDtypeStruct((5,), bool))
-    params, out = model.init(KEY, shape)
+    out = jax.eval_shape(lambda: [jnp.zeros(leaf.shape) for leaf in model.init(KEY, shape)[1]])
     assert [leaf.shape for leaf in out] == [(5, 3), ()]
-    x, y = jax.random.normal(KEY, (2, 5, 4)), jnp.array([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    params = params_of(model, shape)
+    x, y = normal(2, 5, 4), np.array([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]], np.int32)
     fp.check_model(model, params, (x, mask), (y, mask), LOSS).assert_ok()
     prediction, balance = jax.jit(model.apply)(params, (x, mask))
     short, own = jax.jit(model.apply)(params, (x[1:, :3], mask[1:, :3]))
@@ -275,7 +293,7 @@ def test_examples_do_not_mix():
     layer = fp.mixture_of_experts(3, 6, activation=fp.tanh)
     params, x, _ = drawn()
     own = params[0][0]
-    delta = (x[::-1], jnp.arange(12.0))
+    delta = (x[::-1], np.arange(12, dtype=np.float32))
 
     def each(site, inputs, delta):
         def one(inputs, delta):
@@ -284,12 +302,12 @@ def test_examples_do_not_mix():
         return jax.vmap(one)(inputs, delta)
 
     @jax.jit
-    def together(x, delta):
+    def together(own, x, delta):
         y, residuals = layer.forward(own, x)
         return y, *layer.backward(own, residuals, delta, each)
 
     @jax.jit
-    def alone(x, delta):
+    def alone(own, x, delta):
         def one(x, delta):
             first = jax.tree.map(lambda leaf: leaf[None], (x, delta))
             y, delta_x, grads = swept(layer, own, *first)
@@ -298,9 +316,11 @@ def test_examples_do_not_mix():
         (y, delta_x), grads = jax.lax.map(lambda pair: one(*pair), (x, delta))
         return y, delta_x, grads
 
-    found = together(x, delta)
-    fp.compare(found, alone(x, delta)).assert_ok()
-    other = together(x.at[3].set(7.0), delta)
+    found = together(own, x, delta)
+    fp.compare(found, alone(own, x, delta)).assert_ok()
+    far = x.copy()
+    far[3] = 7.0
+    other = together(own, far, delta)
     for ours, theirs in zip(found[0], other[0], strict=True):
         np.testing.assert_array_equal(np.delete(ours, 3, 0), np.delete(theirs, 3, 0))
 
@@ -325,8 +345,9 @@ def test_the_curvature_of_what_is_beside_is_0():
 def test_of_a_loss_with_parameters():
     loss = fp.auxiliary(fp.linear_cross_entropy(7, chunk=3), 0.3)
     both = fp.mixture_of_experts(3, 4)
-    x, y = jax.random.normal(KEY, (6, 5)), jnp.arange(6)
-    params = (both.init(KEY, (5,))[0], loss.init(KEY, ((x[0], x[0, 0]), y[0]))[0])
+    x, y = normal(6, 5), np.arange(6, dtype=np.int32)
+    shape = jax.eval_shape(lambda: ((x[0], x[0, 0]), y[0]))
+    params = (params_of(both, (5,)), params_of(loss, shape))
     assert params[1]["w"].shape == (3, 3, 5)
     ours = fp.value_and_backprop(both, loss)
     reference = automatic(both, loss).estimate

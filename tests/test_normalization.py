@@ -13,6 +13,7 @@ import funcprop as fp
 from funcprop import LayerError
 from funcprop.core.frozen import needs_calibration
 from funcprop.training.calibration import observer
+from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -46,17 +47,11 @@ PLAIN = {
 }
 
 
-@settings(deadline=None, derandomize=True, max_examples=3)
+@settings(deadline=None, derandomize=True, max_examples=2)
 @given(batch=st.integers(2, 5), places=st.integers(3, 5), seed=st.integers(0, 99))
-@pytest.mark.parametrize("name", PLAIN)
-def test_the_plain_form(name, batch, places, seed):
-    layer, normalised = PLAIN[name]
-    with jax.enable_x64(True):
-        draw = np.random.default_rng(seed)
-        x, delta = (jnp.asarray(draw.normal(size=(batch, places, 4))) for _ in range(2))
-        params = jax.tree.map(
-            lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)), layer.init(KEY, (places, 4))[0]
-        )
+def test_the_plain_forms(batch, places, seed):
+    def both(name, params, x, delta):
+        layer, normalised = PLAIN[name]
 
         def plain(params, x):
             y = normalised(x) * params["scale"]
@@ -64,7 +59,17 @@ def test_the_plain_form(name, batch, places, seed):
 
         y, pullback = jax.vjp(plain, params, x)
         found, delta_x, grads = swept(layer, params, x, delta)
-        fp.compare((found, grads, delta_x), (y, *pullback(delta))).assert_ok()
+        return (found, grads, delta_x), (y, *pullback(delta))
+
+    with jax.enable_x64(True):
+        x, delta = np.random.default_rng(seed).normal(size=(2, batch, places, 4))
+        params = {
+            name: params_of(layer, (places, 4), seed, "float64")
+            for name, (layer, _) in PLAIN.items()
+        }
+        found = jax.jit(lambda *given: {name: both(name, p, *given) for name, p in params.items()})
+        for name, sides in found(x, delta).items():
+            fp.compare(*sides, title=name).assert_ok()
 
 
 def test_the_layers_are_torch_s():
@@ -104,11 +109,14 @@ def test_a_mean_of_1e4_and_a_spread_of_1e_2_in_float32(name):
     params = {"scale": jnp.ones(shape[-1]), "b": jnp.zeros(shape[-1])}
     y, delta_x, grads = jax.jit(lambda *args: swept(layer, *args))(params, x, delta)
     with jax.enable_x64(True):
-        wide = jnp.asarray(x.astype("float64"))
-        due, pullback = jax.vjp(normalised, wide)
-        due_x = np.asarray(pullback(jnp.asarray(delta.astype("float64")))[0])
-        due = np.asarray(due)
-        along = (due * delta).sum(tuple(range(wide.ndim - 1)))
+
+        @jax.jit
+        def wide(x, delta):
+            due, pullback = jax.vjp(normalised, x)
+            return due, pullback(delta)[0]
+
+        due, due_x = jax.device_get(wide(x.astype("float64"), delta.astype("float64")))
+        along = (due * delta).sum(tuple(range(x.ndim - 1)))
     np.testing.assert_allclose(y, due, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(delta_x, due_x, rtol=1e-4, atol=1e-4 * float(abs(due_x).max()))
     np.testing.assert_allclose(grads["scale"], along, rtol=1e-3, atol=1e-2)
@@ -131,8 +139,8 @@ def network():
 def calibrated():
     """A network, its parameters, the data, and its calibrated form."""
     model = network()
-    params, _ = model.init(KEY, (4,))
-    x = jax.random.normal(KEY, (32, 4)) * 3 + 1
+    params = params_of(model, (4,))
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 3, size=(32, 4)), jnp.float32)
     frozen, kept = fp.calibrate(model, params, x)
     assert kept is params
     return model, params, x, frozen
@@ -236,8 +244,8 @@ def test_batch_norms_are_found_in_every_combinator():
         fp.transformer_block(2, norm=norm()),
         fp.repeat(fp.repeat(fp.remat(fp.serial(fp.dense(4), norm(), fp.tanh)), 2), 3),
     )
-    params = jax.jit(lambda key: model.init(key, (3, 4))[0])(KEY)
-    x = jax.random.normal(KEY, (16, 3, 4)) * 2 + 1
+    params = params_of(model, (3, 4))
+    x = np.random.default_rng(0).normal(1, 2, size=(16, 3, 4)).astype("float32")
     frozen, _ = fp.calibrate(model, params, x)
     y, due = jax.jit(lambda params, x: (frozen.apply(params, x), model.apply(params, x)))(params, x)
     np.testing.assert_allclose(y, due, rtol=1e-3, atol=1e-3)
@@ -254,13 +262,13 @@ def test_messages_of_a_graph_are_calibrated():
         fp.serial(fp.concatenate, fp.dense(3), fp.batch_norm()),
         fp.serial(fp.concatenate, fp.dense(4), fp.batch_norm()),
     )
-    x = (jax.random.normal(KEY, (2, 5, 4)), jnp.array([[[0, 1], [1, 2], [3, 4]]] * 2))
+    nodes = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    x = (nodes, np.array([[[0, 1], [1, 2], [3, 4]]] * 2, np.int32))
     shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
-    params, _ = model.init(KEY, shape)
+    params = params_of(model, shape)
     frozen, _ = fp.calibrate(model, params, x)
-    np.testing.assert_allclose(
-        frozen.apply(params, x)[0], model.apply(params, x)[0], rtol=1e-4, atol=1e-4
-    )
+    y, due = jax.jit(lambda *given: (frozen.apply(*given)[0], model.apply(*given)[0]))(params, x)
+    np.testing.assert_allclose(y, due, rtol=1e-4, atol=1e-4)
 
 
 def test_a_norm_that_is_frozen_already_may_be_repeated():
@@ -342,8 +350,8 @@ def test_a_bad_value_that_comes_traced_gives_nan():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_statistics_of_narrow_floats_are_float32(dtype):
     """70,000 values would overflow a count in float16, and a mean of 300 is not one in bfloat16."""
-    x = (jax.random.normal(KEY, (70_000, 2)) + 300.7).astype(dtype)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), fp.batch_norm().init(KEY, (2,))[0])
+    x = np.random.default_rng(0).normal(300.7, size=(70_000, 2)).astype(dtype)
+    params = params_of(fp.batch_norm(), (2,), dtype=dtype)
     for model in (fp.batch_norm(), fp.cast(fp.batch_norm(), "float32")):
         frozen, _ = fp.calibrate(model, params, x)
         held = fp.statistics_of(frozen)
@@ -355,7 +363,8 @@ def test_statistics_of_narrow_floats_are_float32(dtype):
         assert frozen.apply(params, x[:2]).dtype == x.dtype
 
 
-def test_a_calibrated_model_is_trained_as_one_with_constants(calibrated):
+@pytest.mark.slow
+def test_a_calibrated_model_is_trained_as_one_with_constants():
     """K-FAC and weight decay see no parameter in them: both rules end where plain jax.grad does."""
     draw = np.random.default_rng(0)
     x = draw.normal(size=(64, 4)).astype("float32") * [1, 5, 0.2, 2] + [0, 3, 0, -9]

@@ -1,5 +1,7 @@
 """Predictive coding against its energy, and against backprop where the two are one."""
 
+import functools
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -28,9 +30,14 @@ def flat(tree):
 
 def drawn(model, shape, batch, classes=3, seed=0):
     draw = np.random.default_rng(seed)
-    params, _ = model.init(jax.random.key(seed), shape)
-    params = jax.tree.map(lambda a: a + 0.1 * draw.normal(size=a.shape), params)
-    return params, jnp.asarray(draw.normal(size=(batch, *shape))), jnp.arange(batch) % classes
+    params = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(seed))
+
+    def of(leaf):  # as large as the initialisers' numbers
+        scale = 1 / np.sqrt(np.prod(leaf.shape) / min(leaf.shape)) if len(leaf.shape) > 1 else 0.1
+        return jnp.asarray(scale * draw.normal(size=leaf.shape))
+
+    params = jax.tree.map(of, params)
+    return params, jnp.asarray(draw.normal(size=(batch, *shape))), np.arange(batch) % classes
 
 
 def mean_loss(model, params, x, y):
@@ -68,23 +75,28 @@ def test_it_descends_the_energy_and_gives_its_gradient_there(steps):
     """Both by jax.grad of the energy as a whole."""
     params, x, y = drawn(DEEP, (4,), 7)
 
-    @jax.jit
-    def due(params):
-        z = fed_forward(DEEP, params, x)
-        for _ in range(steps):
-            slopes = jax.grad(energy, 2)(DEEP, params, z, x, y)
-            z = [a - 0.3 * s for a, s in zip(z, slopes, strict=True)]
-        return jax.grad(energy, 1)(DEEP, params, z, x, y)
+    estimate = predictive_coding(DEEP, LOSS, steps=steps, rate=0.3).estimate
 
-    estimate = jax.jit(predictive_coding(DEEP, LOSS, steps=steps, rate=0.3).estimate)
-    value, tree, _ = estimate(params, (), x, y, None)
-    assert relative(jax.tree.map(lambda leaf: 7 * leaf, tree), due(params)) < 1e-13
-    np.testing.assert_allclose(value, mean_loss(DEEP, params, x, y), rtol=1e-14)
+    @jax.jit
+    def run(params):
+        def step(z, _):
+            slopes = jax.grad(energy, 2)(DEEP, params, z, x, y)
+            return [a - 0.3 * s for a, s in zip(z, slopes, strict=True)], None
+
+        z, _ = jax.lax.scan(step, fed_forward(DEEP, params, x), length=steps)
+        due = jax.grad(energy, 1)(DEEP, params, z, x, y)
+        value, tree, _ = estimate(params, (), x, y, None)
+        gap = relative(jax.tree.map(lambda leaf: 7 * leaf, tree), due)
+        return gap, value, mean_loss(DEEP, params, x, y)
+
+    gap, value, due = run(params)
+    assert gap < 1e-13
+    np.testing.assert_allclose(value, due, rtol=1e-14)
 
 
 def test_the_energy_never_rises():
     params, x, y = drawn(DEEP, (4,), 5)
-    params = jax.tree.map(lambda a: 2 * a, params)  # errors that are not small
+    params = jax.tree.map(lambda a: 2 * np.asarray(a), params)  # errors that are not small
 
     @jax.jit
     def energies(params):
@@ -116,10 +128,10 @@ def times(size):
 def test_of_a_small_loss_it_is_backprop():
     """Its distance from backprop falls as the loss does."""
     params, x, y = drawn(DEEP, (4,), 5)
-    grads = jax.jit(fp.value_and_backprop(DEEP, LOSS))(params, x, y)[1]
 
     @jax.jit
     def distance(size):
+        grads = fp.value_and_backprop(DEEP, LOSS)(params, x, y)[1]
         rule = predictive_coding(DEEP, times(size), steps=300, rate=0.3)
         tree = rule.estimate(params, (), x, y, None)[1]
         return relative(jax.tree.map(lambda leaf: leaf / size, tree), grads)
@@ -139,27 +151,40 @@ def binomial_tail(steps, rate, least):
     return chances[least:].sum()
 
 
-@pytest.mark.parametrize(("steps", "rate"), [(1, 0.3), (5, 0.3), (2, 1.0), (3, 1.0)])
-def test_fixed_prediction_is_backprop_times_a_binomial_tail(steps, rate):
+@functools.cache
+def fixed_predictions():
+    """Of some steps and rates the tree, and the gradient."""
     params, x, y = drawn(DEEP, (4,), 5)
-    _, grads = fp.value_and_backprop(DEEP, LOSS)(params, x, y)
-    estimate = jax.jit(fixed_prediction(DEEP, LOSS, steps=steps, rate=rate).estimate)
-    _, tree, _ = estimate(params, (), x, y, None)
-    for l, (own, due) in enumerate(zip(tree, grads, strict=True)):
-        share = binomial_tail(steps, rate, len(tree) - 1 - l)
-        np.testing.assert_allclose(flat(own), share * flat(due), rtol=1e-12, atol=1e-16)
+    given = [(1, 0.3), (5, 0.3), (10, 0.3), (20, 0.3), (100, 0.3), (2, 1.0), (3, 1.0)]
+
+    @jax.jit
+    def run(params):
+        trees = [
+            fixed_prediction(DEEP, LOSS, steps=steps, rate=rate).estimate(params, (), x, y, None)[1]
+            for steps, rate in given
+        ]
+        return trees, fp.value_and_backprop(DEEP, LOSS)(params, x, y)[1]
+
+    trees, grads = jax.device_get(run(params))
+    return dict(zip(given, trees, strict=True)), grads
+
+
+def test_fixed_prediction_is_backprop_times_a_binomial_tail():
+    trees, grads = fixed_predictions()
+    for steps, rate in [(1, 0.3), (5, 0.3), (2, 1.0), (3, 1.0)]:
+        tree = trees[steps, rate]
+        for l, (own, due) in enumerate(zip(tree, grads, strict=True)):
+            share = binomial_tail(steps, rate, len(tree) - 1 - l)
+            np.testing.assert_allclose(flat(own), share * flat(due), rtol=1e-12, atol=1e-16)
 
 
 def test_fixed_prediction_converges_to_backprop_by_its_rate():
     """Below the last hidden block what lacks is (1 - rate)^t."""
-    params, x, y = drawn(DEEP, (4,), 5)
-    _, grads = fp.value_and_backprop(DEEP, LOSS)(params, x, y)
-    lacks = []
-    for steps in (10, 20, 100):
-        _, tree, _ = jax.jit(fixed_prediction(DEEP, LOSS, steps=steps, rate=0.3).estimate)(
-            params, (), x, y, None
-        )
-        lacks.append((relative(tree[2], grads[2]), relative(tree, grads)))
+    trees, grads = fixed_predictions()
+    lacks = [
+        (relative(trees[steps, 0.3][2], grads[2]), relative(trees[steps, 0.3], grads))
+        for steps in (10, 20, 100)
+    ]
     np.testing.assert_allclose(lacks[0][0], 0.7**10, rtol=1e-10)
     np.testing.assert_allclose(lacks[1][0], 0.7**20, rtol=1e-8)
     assert lacks[2][1] < 1e-11
@@ -182,8 +207,13 @@ ZIL_CASES = {
 def test_zil_is_backprop(name):
     model, shape, batch = ZIL_CASES[name]
     params, x, y = drawn(model, shape, batch)
-    value, tree, _ = jax.jit(zil(model, LOSS).estimate)(params, (), x, y, None)
-    due, grads = jax.jit(jax.value_and_grad(lambda p: mean_loss(model, p, x, y)))(params)
+
+    @jax.jit
+    def both(params):
+        due = jax.value_and_grad(lambda p: mean_loss(model, p, x, y))(params)
+        return zil(model, LOSS).estimate(params, (), x, y, None)[:2], due
+
+    (value, tree), (due, grads) = jax.device_get(both(params))
     np.testing.assert_allclose(value, due, rtol=1e-14)
     assert jax.tree.structure(tree) == jax.tree.structure(grads)
     for own, true in zip(jax.tree.leaves(tree), jax.tree.leaves(grads), strict=True):
@@ -196,12 +226,18 @@ def test_companions_pass_between_blocks_as_they_are():
         fp.on(0, fp.embedding(7, 3)), fp.on(0, fp.dense(4, fp.tanh)), fp.last_step, fp.dense(3)
     )
     shape = tuple(jax.ShapeDtypeStruct(s, jnp.int32) for s in ((6,), ()))
-    params, _ = model.init(jax.random.key(0), shape)
-    x = (jnp.arange(24).reshape(4, 6) % 7, jnp.array([6, 1, 3, 5]))
-    y = jnp.arange(4) % 3
-    _, grads = jax.jit(fp.value_and_backprop(model, LOSS))(params, x, y)
-    for rule in (zil(model, LOSS), fixed_prediction(model, LOSS, steps=2, rate=1.0)):
-        _, tree, _ = jax.jit(rule.estimate)(params, (), x, y, None)
+    x = (np.arange(24).reshape(4, 6) % 7, np.array([6, 1, 3, 5]))
+    y = np.arange(4) % 3
+
+    @jax.jit
+    def run(key):
+        params, _ = model.init(key, shape)
+        rules = (zil(model, LOSS), fixed_prediction(model, LOSS, steps=2, rate=1.0))
+        trees = [rule.estimate(params, (), x, y, None)[1] for rule in rules]
+        return trees, fp.value_and_backprop(model, LOSS)(params, x, y)[1]
+
+    trees, grads = jax.device_get(run(jax.random.key(0)))
+    for tree in trees:
         assert relative(tree, grads) < 1e-13
 
 
@@ -211,18 +247,24 @@ def test_dropout_draws_one_mask_for_all_steps():
     params, x, y = drawn(model, (4,), 6)
     estimate = zil(model, LOSS).estimate
     key = jax.random.key(3)
-    value, tree, _ = jax.jit(estimate)(params, (), x, y, key)
-    grads = jax.jit(jax.grad(lambda p: estimate(p, (), x, y, key)[0]))(params)
-    assert relative(tree, grads) < 1e-13
-    still, _, _ = jax.jit(estimate)(params, (), x, y, None)
-    np.testing.assert_allclose(still, mean_loss(model, params, x, y), rtol=1e-14)
+
+    @jax.jit
+    def run(params):
+        value, tree, _ = estimate(params, (), x, y, key)
+        grads = jax.grad(lambda p: estimate(p, (), x, y, key)[0])(params)
+        still, _, _ = estimate(params, (), x, y, None)
+        return value, relative(tree, grads), still, mean_loss(model, params, x, y)
+
+    value, gap, still, due = run(params)
+    assert gap < 1e-13
+    np.testing.assert_allclose(still, due, rtol=1e-14)
     assert abs(still - value) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dtypes_are_kept(dtype):
     params, x, y = drawn(DEEP, (4,), 5)
-    params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+    params, x = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), (params, x))
     for rule in (predictive_coding(DEEP, LOSS), fixed_prediction(DEEP, LOSS), zil(DEEP, LOSS)):
         value, tree, _ = jax.eval_shape(rule.estimate, params, (), x, y, None)
         assert {leaf.dtype for leaf in jax.tree.leaves((value, tree))} == {jnp.dtype(dtype)}
@@ -230,9 +272,8 @@ def test_dtypes_are_kept(dtype):
 
 def test_it_trains():
     model = fp.mlp((4, 8, 8, 3), fp.tanh)
-    x = jax.random.normal(jax.random.key(0), (60, 4))
-    y = jnp.argmax(x[:, :3], axis=1)
-    params, _ = model.init(jax.random.key(1), (4,))
+    params, x, _ = drawn(model, (4,), 60)
+    y = np.argmax(x[:, :3], axis=1)
     rule = predictive_coding(model, LOSS)
     with jax.numpy_dtype_promotion("standard"):  # which optax needs
         state, history = fp.fit(
@@ -241,7 +282,8 @@ def test_it_trains():
         found = fp.evaluate(rule, state.params, (x, y), scores={"accuracy": fp.accuracy})
     assert history["loss"][-1] < history["loss"][0] / 3
     assert found["accuracy"] > 0.9
-    np.testing.assert_allclose(found["loss"], mean_loss(model, state.params, x, y), rtol=1e-12)
+    due = jax.jit(lambda params: mean_loss(model, params, x, y))(state.params)
+    np.testing.assert_allclose(found["loss"], due, rtol=1e-12)
 
 
 def test_errors():
@@ -257,22 +299,25 @@ def test_errors():
         fixed_prediction(DEEP, LOSS, rate=2)
     with pytest.raises(LayerError, match=r"zil: linear_cross_entropy has parameters; put them"):
         zil(DEEP, fp.linear_cross_entropy(3))
-    single = fp.dense(3)
+
+    def estimate(model, params):
+        return jax.eval_shape(lambda p: zil(model, LOSS).estimate(p, (), x, y, None), params)
+
     with pytest.raises(LayerError, match=r"zil: the model, dense, is one block.*make it a serial"):
-        zil(single, LOSS).estimate(params[0], (), x, y, None)
+        estimate(fp.dense(3), params[0])
     ids = fp.function(
         lambda _, z: jnp.argmax(z, axis=-1),
         lambda key, shape: ((), jax.ShapeDtypeStruct((), jnp.int32)),
         name="largest",
     )
     model = fp.serial(fp.dense(4), ids, fp.embedding(4, 3))
-    own, _ = model.init(jax.random.key(0), (4,))
+    own = jax.eval_shape(lambda key: model.init(key, (4,))[0], jax.random.key(0))
     with pytest.raises(
         LayerError, match=r"layers\[0:2\] zil: the block of dense, largest gives no"
     ):
-        zil(model, LOSS).estimate(own, (), x, y, None)
+        estimate(model, own)
     with pytest.raises(LayerError, match=r"serial: params has \d entries, a tuple of \d is due"):
-        zil(DEEP, LOSS).estimate((params[0], *params[2:]), (), x, y, None)
-    wrong = (*params[:-1], {"w": jnp.ones((3, 9)), "b": jnp.ones(3)})
+        estimate(DEEP, (params[0], *params[2:]))
+    wrong = (*params[:-1], {"w": np.ones((3, 9)), "b": np.ones(3)})
     with pytest.raises(LayerError, match=rf"^layers\[{len(params) - 1}\] dense: x has"):
-        zil(DEEP, LOSS).estimate(wrong, (), x, y, None)
+        estimate(DEEP, wrong)

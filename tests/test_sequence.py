@@ -42,7 +42,7 @@ def test_padding_may_hold_anything_and_a_bad_length_gives_nan():
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_lengths_of_narrow_integers_fit_long_sequences(dtype):
     """300 steps are more than 8 bits count: a step's number wraps around to another's."""
-    x, long, narrow = jnp.ones((2, 300, 1)), np.array([3, 100]), np.array([3, 100], dtype)
+    x, long, narrow = np.ones((2, 300, 1), "f"), np.array([3, 100]), np.array([3, 100], dtype)
     for due, found in zip(sweep((x, long)), sweep((x, narrow)), strict=True):
         np.testing.assert_array_equal(jax.tree.leaves(found), jax.tree.leaves(due))
     _, residuals = fp.last_step.forward((), (x, narrow))  # outside of a trace too

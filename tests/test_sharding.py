@@ -1,5 +1,7 @@
 """Meshes with Auto and Explicit axes, and shard_map, on eight virtual devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +19,14 @@ MODEL = fp.serial(
 LOSS = fp.softmax_cross_entropy()
 
 
+def numbers(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@functools.cache
 def data(batch=32):
     params, _ = MODEL.init(jax.random.key(0), (6,))
-    x = jax.random.normal(jax.random.key(1), (batch, 6))
-    y = jax.random.randint(jax.random.key(2), (batch,), 0, 4)
-    return params, x, y
+    return params, numbers(batch, 6), np.random.default_rng(1).integers(0, 4, batch, np.int32)
 
 
 def automatic(params, x, y):
@@ -37,7 +42,7 @@ manual = fp.value_and_backprop(MODEL, LOSS)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("microbatch", [None, 16])
+@pytest.mark.parametrize("microbatch", [pytest.param(None, marks=pytest.mark.slow), 16])
 def test_a_sharded_batch(kind, microbatch):
     params, x, y = data()
     due = jax.jit(automatic)(params, x, y)
@@ -77,8 +82,7 @@ def test_sharded_weights(kind):
 def test_sharded_tokens_on_an_explicit_mesh():
     model = fp.dense(4)
     params, _ = model.init(jax.random.key(0), (3, 6))
-    x = jax.random.normal(jax.random.key(1), (8, 6, 6))
-    y = jax.random.normal(jax.random.key(2), (8, 6, 4))
+    x, y = numbers(8, 6, 6), numbers(8, 6, 4)
     sweep = fp.value_and_backprop(model, fp.mean_squared_error)
     due = jax.jit(sweep)(params, x, y)
     mesh = jax.make_mesh((4, 2), ("data", "time"))
@@ -93,47 +97,43 @@ def test_under_shard_map_it_is_what_value_and_grad_is():
     params, x, y = data()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
-    def sharded(side):
-        def local(params, x, y):
-            value, grads = side(params, x, y)
-            return jax.lax.pmean(value, "data"), jax.tree.map(lambda g: g / 8, grads)
+    def local(params, x, y):
+        return [
+            (jax.lax.pmean(value, "data"), jax.tree.map(lambda g: g / 8, grads))
+            for value, grads in (side(params, x, y) for side in (manual, automatic))
+        ]
 
-        return jax.jit(
-            jax.shard_map(
-                local, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=(P(), P())
-            )
-        )
-
-    found = sharded(manual)(params, x, y)
-    compare(found, sharded(automatic)(params, x, y)).assert_ok()
+    specs = (P(), P("data"), P("data"))
+    found, due = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P()))(
+        params, x, y
+    )
+    compare(found, due).assert_ok()
     compare(found, jax.jit(automatic)(params, x, y)).assert_ok()
 
 
 def test_differentiable_under_shard_map():
     params, x, y = data()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    layer = fp.differentiable(MODEL)
+    applies = (fp.differentiable(MODEL), MODEL.apply)
 
-    def sharded(apply):
-        def local(params, x, y):
-            def value(params, x):
-                losses = LOSS.apply((), (apply(params, x), y))
-                return jax.lax.pmean(jnp.mean(losses), "data")
+    def local(params, x, y):
+        def value(params, x, apply):
+            losses = LOSS.apply((), (apply(params, x), y))
+            return jax.lax.pmean(jnp.mean(losses), "data")
 
-            return jax.grad(value, (0, 1))(params, x)
+        return tuple(jax.grad(value, (0, 1))(params, x, apply) for apply in applies)
 
-        specs = (P(), P("data"), P("data"))
-        return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(), P("data"))))
-
-    compare(sharded(layer)(params, x, y), sharded(MODEL.apply)(params, x, y)).assert_ok()
+    specs = (P(), P("data"), P("data"))
+    out = ((P(), P("data")),) * 2
+    compare(
+        *jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out))(params, x, y)
+    ).assert_ok()
 
 
 def test_delta_x_of_weights_that_vary_is_summed():
     """Tensor parallel: x the same on every device, the rows of W spread over them."""
     layer = fp.affine(2)
-    x = jax.random.normal(jax.random.key(1), (5, 6))
-    w = jax.random.normal(jax.random.key(2), (16, 6))
-    delta = jax.random.normal(jax.random.key(3), (5, 16))
+    x, w, delta = numbers(5, 6), numbers(16, 6), numbers(5, 16)
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
 
     def local(w, x, delta):
@@ -211,14 +211,25 @@ def of_batches(model):
     return run
 
 
-def batch_of(model):
-    y = jax.random.randint(jax.random.key(2), (16,), 0, 4)
+@functools.cache
+def alone(model):
+    """A batch; the function of both kinds of statistics; what they are without a mesh."""
+    draw = np.random.default_rng(2)
+    y = draw.integers(0, 4, 16, np.int32)
     if model is IMAGES:
-        shape, x = (4, 4, 2), jax.random.normal(jax.random.key(1), (16, 4, 4, 2))
+        shape, x = (4, 4, 2), numbers(16, 4, 4, 2)
     else:
-        shape = jax.ShapeDtypeStruct((3,), jnp.int32)
-        x = jax.random.randint(jax.random.key(1), (16, 3), 0, 7)
-    return model.init(jax.random.key(0), shape)[0], x, y
+        shape, x = jax.ShapeDtypeStruct((3,), jnp.int32), draw.integers(0, 7, (16, 3), np.int32)
+    params = model.init(jax.random.key(0), shape)[0]
+    each, means = of_examples(model), of_batches(model)
+    both = jax.jit(lambda *given: (each(*given), means(*given)))
+    return (params, x, y), both
+
+
+@functools.cache
+def without_a_mesh(model):
+    given, both = alone(model)
+    return jax.device_get(both(*given))
 
 
 def assert_near(found, due):
@@ -227,40 +238,58 @@ def assert_near(found, due):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-3))
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("model", [IMAGES, TEXT], ids=["images", "text"])
-def test_statistics_of_a_sharded_batch(kind, model):
-    params, x, y = batch_of(model)
-    each, means = of_examples(model), of_batches(model)
-    both = jax.jit(lambda *given: (each(*given), means(*given)))
-    due = jax.device_get(both(params, x, y))
+def assert_sharded(each, means):
+    """As Explicit axes tell."""
+    assert all(leaf.sharding.spec[:1] == ("data",) for leaf in jax.tree.leaves(each))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(means))
+
+
+def on(mesh, params, x, y):
+    x, y = (jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, y))
+    return jax.device_put(params, NamedSharding(mesh, P())), x, y
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        pytest.param(IMAGES, AxisType.Explicit, id="images-Explicit"),
+        pytest.param(IMAGES, AxisType.Auto, id="images-Auto", marks=pytest.mark.slow),
+        pytest.param(TEXT, AxisType.Explicit, id="text-Explicit", marks=pytest.mark.slow),
+        pytest.param(TEXT, AxisType.Auto, id="text-Auto", marks=pytest.mark.slow),
+    ],
+)
+def test_statistics_of_a_sharded_batch(model, kind):
+    given, both = alone(model)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     with jax.set_mesh(mesh):
-        x, y = (jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, y))
-        params = jax.device_put(params, NamedSharding(mesh, P()))
-        found = both(params, x, y)
+        found = both(*on(mesh, *given))
         if kind == AxisType.Explicit:
-            assert all(leaf.sharding.spec[:1] == ("data",) for leaf in jax.tree.leaves(found[0]))
-            assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found[1]))
-    assert_near(jax.device_get(found), due)
+            assert_sharded(*found)
+    assert_near(jax.device_get(found), without_a_mesh(model))
+
+
+def test_statistics_of_sharded_text_have_a_layout():
+    """Explicit axes are a matter of types, so that nothing need be compiled to see a fault."""
+    given, both = alone(TEXT)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        assert_sharded(*jax.eval_shape(both, *on(mesh, *given)))
 
 
 def test_statistics_under_shard_map():
     """Of the device's own batch: what is a mean over it is averaged over devices by the caller."""
-    params, x, y = batch_of(IMAGES)
-    each, means = of_examples(IMAGES), of_batches(IMAGES)
+    given, both = alone(IMAGES)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def local(params, x, y):
-        found = each(params, x, y)
-        return found, jax.lax.pmean(means(params, x, y), "data")
+        found, means = both(params, x, y)
+        return found, jax.lax.pmean(means, "data")
 
     specs = (P(), P("data"), P("data"))
     found = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P("data"), P()))
-    found, mean = jax.jit(found)(params, x, y)
-    due = jax.jit(lambda *given: (each(*given), means(*given)))(params, x, y)
-    inner = found["inner"], due[0]["inner"]  # of the examples of one device, two each
-    del found["inner"], due[0]["inner"]
-    assert_near((found, mean), due)
+    found, mean = jax.jit(found)(*given)
+    due, due_mean = without_a_mesh(IMAGES)
+    inner = found.pop("inner"), due["inner"]  # of the examples of one device, two each
+    assert_near((found, mean), ({n: v for n, v in due.items() if n != "inner"}, due_mean))
     blocks = np.asarray(inner[1].total).reshape(8, 2, 8, 2)[np.arange(8), :, np.arange(8)]
     assert_near(inner[0].total.reshape(8, 2, 2), blocks)

@@ -1,5 +1,7 @@
 """share: gradients, statistics with their cross terms, other weights, what it refuses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,42 +9,44 @@ import pytest
 
 import funcprop as fp
 from funcprop import LayerError, share
+from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
 KEY = jax.random.key(0)
 IDS = jnp.array([[0, 4, 4], [2, 4, 0]])
-X = jax.random.normal(KEY, (3, 4))
+X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 tied = share(
     fp.serial(fp.embedding(5, 4), fp.dense(4, fp.tanh), fp.affine(5, bias=False)), (0,), (2,)
 )
 
 
+@functools.partial(jax.jit, static_argnames=("layer", "statistic"))
 def swept(layer, params, x, weights=None, statistic=fp.gradient):
-    def sweep(params, x, weights):
-        y, residuals = layer.forward(params, x)
-        delta = jnp.cos(y)
-        return y, delta, *layer.backward(weights, residuals, delta, statistic)
-
-    return jax.jit(sweep)(params, x, params if weights is None else weights)
+    y, residuals = layer.forward(params, x)
+    delta = jnp.cos(y)
+    weights = params if weights is None else weights
+    return y, delta, *layer.backward(weights, residuals, delta, statistic)
 
 
 def test_a_tied_embedding_is_the_plain_one():
-    params, _ = tied.init(KEY, (3,))
-
     def plain(params):
         hidden = params["model"][1]
         h = jnp.tanh(params["shared"]["w"][IDS] @ hidden["w"].T + hidden["b"])
         return h @ params["shared"]["w"].T
 
-    y, delta, _, grads = swept(tied, params, IDS)
-    due, pullback = jax.vjp(plain, params)
-    fp.compare((y, grads), (due, pullback(delta)[0])).assert_ok()
+    @jax.jit
+    def both(params):
+        y, delta, _, grads = swept(tied, params, IDS)
+        due, pullback = jax.vjp(plain, params)
+        return (y, grads), (due, pullback(delta)[0])
+
+    fp.compare(*both(params_of(tied, (3,)))).assert_ok()
 
 
 def test_the_site_is_one_and_its_norms_have_cross_terms():
     """Per-example squared norms from the rows of both places, against each gradient's own."""
-    params, _ = tied.init(KEY, (3,))
+    params = params_of(tied, (3,))
     site = fp.sites(tied, jax.ShapeDtypeStruct((3,), jnp.int32))["shared"]
     assert (site.name, site.mixes) == ("share", False)
 
@@ -59,7 +63,7 @@ def test_the_site_is_one_and_its_norms_have_cross_terms():
     def one(shared, ids, delta):
         return jnp.sum(tied.apply({**params, "shared": shared}, ids[None])[0] * delta)
 
-    each = jax.vmap(jax.grad(one), (None, 0, 0))(params["shared"], IDS, delta)["w"]
+    each = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(params["shared"], IDS, delta)["w"]
     np.testing.assert_allclose(tree["shared"], jnp.sum(each**2, axis=(1, 2)), rtol=1e-5)
 
 
@@ -68,17 +72,18 @@ def test_shared_blocks_are_the_same_layers_called_twice():
     block = fp.serial(fp.dense(6, fp.tanh), fp.dense(4))
     parts = fp.serial(block, fp.remat(fp.serial(fp.tanh, block)), fp.dense(2))
     model = share(parts, (0,), (1, 1))
-    params, _ = model.init(KEY, (4,))
 
     def once(shared, rest, x):
         h = block.apply(shared, x)
         return fp.dense(2).apply(rest, block.apply(shared, jnp.tanh(h)))
 
-    due_y, pullback = jax.vjp(once, params["shared"], params["model"][2], X)
-    y, delta, delta_x, tree = swept(model, params, X)
-    shared, rest, due_x = pullback(delta)
-    found = (y, tree["shared"], tree["model"][2], delta_x)
-    fp.compare(found, (due_y, shared, rest, due_x)).assert_ok()
+    @jax.jit
+    def both(params, x):
+        due, pullback = jax.vjp(once, params["shared"], params["model"][2], x)
+        y, delta, delta_x, tree = swept(model, params, x)
+        return (y, tree["shared"], tree["model"][2], delta_x), (due, *pullback(delta))
+
+    fp.compare(*both(params_of(model, (4,)), X)).assert_ok()
 
     nested = share(fp.serial(model, fp.dense(4, fp.tanh), block), (0, "shared"), (2,))
     fp.check_layer(nested, (4,)).assert_ok()
@@ -86,8 +91,8 @@ def test_shared_blocks_are_the_same_layers_called_twice():
 
 def test_other_weights_carry_the_error_at_every_place():
     model = share(fp.serial(fp.dense(4), fp.dense(4)), (0,), (1,))
-    (params, _), (others, _) = model.init(KEY, (4,)), model.init(jax.random.key(1), (4,))
-    _, delta, delta_x, grads = swept(model, params, X, weights=others)
+    params, others = (params_of(model, (4,), seed) for seed in (0, 1))
+    _, delta, delta_x, grads = jax.device_get(swept(model, params, X, weights=others))
     v = others["shared"]["w"]
     np.testing.assert_allclose(delta_x, delta @ v @ v, rtol=1e-5, atol=1e-6)
     h = X @ params["shared"]["w"].T + params["shared"]["b"]
@@ -99,7 +104,7 @@ def test_a_share_can_be_repeated_and_rebuilt():
     model = share(fp.serial(fp.dense(4, fp.tanh), fp.dense(4)), (0,), (1,))
     fp.check_layer(fp.repeat(model, 3), (4,)).assert_ok()
     again = model.rebuild(model.parts)
-    params, _ = model.init(KEY, (4,))
+    params = params_of(model, (4,))
     fp.compare(swept(again, params, X), swept(model, params, X)).assert_ok()
     path = jax.tree_util.tree_flatten_with_path((0.0, 0.0))[0]
     by_keys = share(model.parts[0], *(place for place, _ in path))
@@ -110,8 +115,7 @@ two = fp.serial(fp.dense(4), fp.dense(4), fp.tanh)
 
 
 def backward_of(model):
-    params, _ = model.init(KEY, (4,))
-    return swept(model, params, X)
+    return swept(model, params_of(model, (4,)), X)
 
 
 @pytest.mark.parametrize(

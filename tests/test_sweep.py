@@ -18,30 +18,35 @@ KEY = jax.random.key(0)
 SIZES = (4, 6, 3)
 MODEL = fp.mlp(SIZES, fp.tanh)
 PARAMS = fp.init(KEY, SIZES)
-X = jax.random.normal(jax.random.key(1), (12, 4))
-Y = jax.random.randint(jax.random.key(2), (12,), 0, 3)
+X = np.random.default_rng(1).normal(size=(12, 4)).astype("float32")
+Y = np.random.default_rng(2).integers(0, 3, 12, dtype=np.int32)
+WEIGHTS = np.random.default_rng(3).uniform(size=12).astype("float32")
 LOSS = fp.softmax_cross_entropy()
 SWEEP = fp.value_and_backprop(MODEL, LOSS)
+run = jax.jit(SWEEP, static_argnames="microbatch")
 
 
+@jax.jit
+@jax.value_and_grad
 def weighted(params, weights):
     losses = LOSS.apply((), (MODEL.apply(params, X), Y))
     return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
 def test_it_is_value_and_grad():
-    found = jax.jit(SWEEP)(PARAMS, X, Y)
-    compare(found, jax.jit(jax.value_and_grad(weighted))(PARAMS, jnp.ones(12))).assert_ok()
+    compare(run(PARAMS, X, Y), weighted(PARAMS, np.ones(12, np.float32))).assert_ok()
 
 
 def test_weights_that_are_no_weights_give_nan_under_a_trace():
-    sweep = jax.jit(lambda weights: SWEEP(PARAMS, X, Y, sample_weight=weights))
-    for weights in (jnp.ones(12).at[3].set(-0.5), jnp.zeros(12), jnp.full(12, jnp.inf)):
-        assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(sweep(weights)))
-    alone = jnp.zeros(12).at[5].set(2.0)  # all micro-batches but one weigh nothing
-    due = SWEEP(PARAMS, X[5:6], Y[5:6])
-    for microbatch in (None, 3):
-        found = SWEEP(PARAMS, X, Y, sample_weight=alone, microbatch=microbatch)
+    negative, alone = np.ones(12, np.float32), np.zeros(12, np.float32)
+    negative[3] = -0.5
+    for weights in (negative, alone, np.full(12, np.inf, np.float32)):
+        found = run(PARAMS, X, Y, sample_weight=weights)
+        assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found))
+    alone[5] = 2.0  # all micro-batches but one weigh nothing
+    due = run(PARAMS, X[5:6], Y[5:6])
+    for microbatch in (None, 4):
+        found = run(PARAMS, X, Y, sample_weight=alone, microbatch=microbatch)
         compare(found, due).assert_ok()
 
 
@@ -49,7 +54,8 @@ def test_weights_of_a_shard_may_all_be_0():
     """Under shard_map the devices' values and gradients are parts of one weighted mean."""
     kinds = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((4,), ("d",), kinds, devices=jax.devices()[:4])
-    weights = jnp.where(jnp.arange(12) < 6, jnp.arange(12.0), 0.0)  # two devices of four have some
+    weights = np.arange(12, dtype=np.float32)
+    weights[6:] = 0  # two devices of four have some
 
     @jax.jit
     @functools.partial(
@@ -60,30 +66,27 @@ def test_weights_of_a_shard_may_all_be_0():
         return jax.lax.pmean(value, "d"), jax.tree.map(lambda leaf: leaf / 4, grads)
 
     found = parallel(PARAMS, X, Y, weights)
-    compare(found, SWEEP(PARAMS, X, Y, sample_weight=weights)).assert_ok()
+    compare(found, run(PARAMS, X, Y, sample_weight=weights)).assert_ok()
 
 
 def test_one_micro_batch_without_jit():
-    due = SWEEP(PARAMS, X, Y)
+    due = run(PARAMS, X, Y)
     with jax.disable_jit():
         compare(SWEEP(PARAMS, X, Y, microbatch=12), due).assert_ok()
 
 
 def test_sample_weight():
-    weights = jax.random.uniform(jax.random.key(3), (12,))
-    due = jax.jit(jax.value_and_grad(weighted))(PARAMS, weights)
-    compare(jax.jit(SWEEP)(PARAMS, X, Y, sample_weight=weights), due).assert_ok()
+    due = weighted(PARAMS, WEIGHTS)
+    compare(run(PARAMS, X, Y, sample_weight=WEIGHTS), due).assert_ok()
     # What counts is their ratio; an example of weight 0 may as well not be there.
-    compare(jax.jit(SWEEP)(PARAMS, X, Y, sample_weight=7 * weights), due).assert_ok()
-    some = jnp.where(jnp.arange(12) < 5, 1.0, 0.0)
-    compare(SWEEP(PARAMS, X, Y, sample_weight=some), SWEEP(PARAMS, X[:5], Y[:5])).assert_ok()
+    compare(run(PARAMS, X, Y, sample_weight=7 * WEIGHTS), due).assert_ok()
+    some = np.float32(np.arange(12) < 5)
+    compare(run(PARAMS, X, Y, sample_weight=some), run(PARAMS, X[:5], Y[:5])).assert_ok()
 
 
 @pytest.mark.parametrize("microbatch", [1, 4, 12])
 def test_microbatches_add_up_to_the_batch(microbatch):
-    weights = jax.random.uniform(jax.random.key(3), (12,))
-    run = jax.jit(SWEEP, static_argnames="microbatch")
-    for given in (None, weights):
+    for given in (None, WEIGHTS):
         due = run(PARAMS, X, Y, sample_weight=given)
         found = run(PARAMS, X, Y, sample_weight=given, microbatch=microbatch)
         compare(found, due).assert_ok()
@@ -118,10 +121,10 @@ def test_microbatches_save_memory():
 def test_other_weights_carry_the_error():
     """Feedback alignment with B = W is backprop, and with another B the first layer alone moves."""
     others = fp.init(jax.random.key(9), SIZES)
-    value, grads = SWEEP(PARAMS, X, Y)
-    same = SWEEP(PARAMS, X, Y, weights=PARAMS)
+    value, grads = run(PARAMS, X, Y)
+    same = run(PARAMS, X, Y, weights=PARAMS)
     chex.assert_trees_all_equal(same, (value, grads))
-    fed_value, fed = SWEEP(PARAMS, X, Y, weights=others)
+    fed_value, fed = run(PARAMS, X, Y, weights=others)
     assert fed_value == value
     chex.assert_trees_all_equal(fed[1], grads[1])
     assert not np.allclose(fed[0]["w"], grads[0]["w"])
@@ -176,7 +179,7 @@ def test_a_loss_with_parameters():
 
 def test_numpy_arrays_are_taken_as_jit_takes_them():
     x, y = np.asarray(X, np.float64), np.asarray(Y, np.int64)
-    compare(SWEEP(PARAMS, x, y), SWEEP(PARAMS, X, Y)).assert_ok()
+    compare(SWEEP(PARAMS, x, y), run(PARAMS, X, Y)).assert_ok()
 
 
 @pytest.mark.parametrize(

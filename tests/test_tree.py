@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import funcprop as fp
 from funcprop import LayerError
 from funcprop.cases.tree import trees
+from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -19,10 +20,8 @@ both_layers = pytest.mark.parametrize("name", LAYERS)
 
 
 def made(layer, x, children, seed=0):
-    """Params with biases that are not 0."""
     shape = jax.eval_shape(lambda: (jnp.asarray(x[0]), jnp.asarray(children[0])))
-    params, _ = layer.init(jax.random.key(seed), shape)
-    return jax.tree.map(lambda leaf: leaf + 0.1, params)
+    return params_of(layer, shape, seed, x.dtype)
 
 
 def swept(layer, params, x, children, delta):
@@ -122,14 +121,14 @@ def plain(name, p, x, children):
 def test_any_shape(batch, nodes, most, sizes, seed):
     with jax.enable_x64(True):
         draw = np.random.default_rng(seed)
-        x = jnp.asarray(draw.normal(size=(batch, nodes, sizes[0])))
+        x = draw.normal(size=(batch, nodes, sizes[0]))
         children = draw.integers(
             -1, np.broadcast_to(np.arange(nodes)[:, None], (batch, nodes, most)), dtype=np.int64
         )
-        delta = jnp.asarray(draw.normal(size=(batch, nodes, sizes[1])))
+        delta = draw.normal(size=(batch, nodes, sizes[1]))
         for name in LAYERS:
             layer = getattr(fp, name)(sizes[1])
-            params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), made(layer, x, children))
+            params = made(layer, x, children)
 
             @jax.jit
             def both(params, x, delta, name=name, layer=layer, children=children):
@@ -172,11 +171,11 @@ def test_leaves_are_a_feed_forward_layer(name):
     params = made(LAYERS[name], x, children)
     h, _, grads = sweeps[name](params, x, children, delta)
     if name == "tree_rnn":
-        due = jnp.tanh(x @ params["w"].T + params["b"])
+        due = np.tanh(x @ params["w"].T + params["b"])
         u_grads = [grads["u"]]
     else:
-        i, o, u = jnp.split(x @ params["gates"]["w"].T + params["gates"]["b"], 3, axis=-1)
-        due = jax.nn.sigmoid(o) * jnp.tanh(jax.nn.sigmoid(i) * jnp.tanh(u))
+        i, o, u = np.split(x @ params["gates"]["w"].T + params["gates"]["b"], 3, axis=-1)
+        due = sigmoid(o) * np.tanh(sigmoid(i) * np.tanh(u))
         u_grads = [grads["gates"]["u"], *grads["forget"].values()]
     close(h, due)
     assert not any(np.any(leaf) for leaf in u_grads)
@@ -287,7 +286,7 @@ def test_in_models():
     model = fp.serial(fp.tree_lstm(4), tree, fp.pick(0), fp.last_step, fp.dense(2))
     x, children, _ = drawn(7)
     params = made(model, x, children)
-    y = np.array([0, 1, 1])
+    y = np.array([0, 1, 1], np.int32)
     loss = fp.softmax_cross_entropy()
     fp.check_model(model, params, (x, children), y, loss).assert_ok()
 
@@ -296,7 +295,7 @@ def test_parameters_in_a_batch():
     x, children, delta = drawn(8)
     layer = LAYERS["tree_rnn"]
     many = [made(layer, x, children, seed) for seed in range(2)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *many)
     found = jax.jit(jax.vmap(lambda p: swept(layer, p, x, children, delta)))(stacked)
     for i, params in enumerate(many):
         due = sweeps["tree_rnn"](params, x, children, delta)

@@ -1,5 +1,7 @@
 """linear_cross_entropy: the loss and gradient of whole logits, in a part of their memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
 from funcprop import LayerError, compare, linear_cross_entropy
+from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -18,21 +21,22 @@ KEY = jax.random.key(0)
 
 
 def inputs(loss, shape, vocab, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    h = jax.random.normal(keys[0], shape)
-    target = jax.random.randint(keys[1], shape[:-1], 0, vocab)
-    return loss.init(keys[2], (h[0], target[0]))[0], h, target
+    draw = np.random.default_rng(seed)
+    h = draw.normal(size=shape).astype("float32")
+    target = draw.integers(0, vocab, shape[:-1], dtype=np.int32)
+    one = jax.eval_shape(lambda h, target: (h[0], target[0]), h, target)
+    return params_of(loss, one, seed), h, target
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def swept(loss, params, h, target):
     """losses, (delta by the prediction, delta by the target), gradient."""
+    losses, residuals = loss.forward(params, (h, target))
+    delta = jnp.full(losses.shape, 1 / len(losses), losses.dtype)
+    return losses, *loss.backward(params, residuals, delta)
 
-    def sweep(params, h, target):
-        losses, residuals = loss.forward(params, (h, target))
-        delta = jnp.full(losses.shape, 1 / len(losses), losses.dtype)
-        return losses, *loss.backward(params, residuals, delta)
 
-    return jax.jit(sweep)(params, h, target)
+LOSS = linear_cross_entropy(7, chunk=3)
 
 
 def whole(params, vocab):
@@ -55,7 +59,7 @@ def test_it_is_softmax_cross_entropy_behind_an_affine_map(vocab, chunk, tokens, 
     assert params["w"].shape[0] == -(-vocab // chunk)
     assert params["w"].shape[1] <= chunk
     plain = fp.softmax_cross_entropy(smoothing)
-    delta = jnp.array([0.5, -1.0, 2.0])
+    delta = np.float32([0.5, -1.0, 2.0])
 
     @jax.jit
     def both(params, h):
@@ -75,10 +79,10 @@ def test_it_is_torch_s():
     torch = pytest.importorskip("torch")
     loss = linear_cross_entropy(11, label_smoothing=0.1, chunk=4)
     params, h, target = inputs(loss, (6, 5), 11)
-    w = torch.tensor(np.asarray(whole(params, 11)), requires_grad=True)
-    hidden = torch.tensor(np.asarray(h), requires_grad=True)
+    w = torch.tensor(whole(params, 11), requires_grad=True)
+    hidden = torch.tensor(h, requires_grad=True)
     due = torch.nn.functional.cross_entropy(
-        hidden @ w.T, torch.tensor(np.asarray(target)).long(), label_smoothing=0.1
+        hidden @ w.T, torch.tensor(target).long(), label_smoothing=0.1
     )
     due.backward()
     losses, (delta_h, _), grads = swept(loss, params, h, target)
@@ -88,10 +92,10 @@ def test_it_is_torch_s():
 
 
 def test_params_of_the_sweep_are_the_model_s_and_the_loss_s():
-    loss, model = linear_cross_entropy(7, chunk=3), fp.dense(5, fp.tanh)
+    loss, model = LOSS, fp.dense(5, fp.tanh)
     own, x, target = inputs(loss, (8, 5), 7)
-    params = (model.init(KEY, (5,))[0], own)
-    sample_weight = jnp.arange(8.0)
+    params = (params_of(model, (5,)), own)
+    sample_weight = np.arange(8, dtype=np.float32)
 
     def mean_loss(params):
         losses = fp.softmax_cross_entropy().apply(
@@ -104,14 +108,14 @@ def test_params_of_the_sweep_are_the_model_s_and_the_loss_s():
     for microbatch in (None, 2):
         found = sweep(params, x, target, sample_weight=sample_weight, microbatch=microbatch)
         compare(found, due).assert_ok()
-    silent = (params[0], jax.tree.map(jnp.zeros_like, own))
+    silent = (params[0], jax.tree.map(np.zeros_like, own))
     grads = sweep(params, x, target, weights=silent, microbatch=None)[1]
     assert not grads[0]["w"].any()  # W of the loss carries the error
     assert grads[1]["w"].any()
 
 
 def test_a_chunk_is_a_site_and_rows_give_per_example_norms():
-    loss = linear_cross_entropy(7, chunk=3)
+    loss = LOSS
     params, h, target = inputs(loss, (4, 2, 5), 7)
     seen = []
 
@@ -120,24 +124,26 @@ def test_a_chunk_is_a_site_and_rows_give_per_example_norms():
         x, d = site.rows(inputs, delta)
         return jnp.sum((x @ x.mT) * (d @ d.mT), axis=(1, 2))
 
-    @jax.jit
-    def run(params):
-        _, residuals = loss.forward(params, (h, target))
-        return loss.backward(params, residuals, jnp.ones(4), norms)[1]
-
-    assert run(params).shape == (3, 4)
-    assert seen == ["linear_cross_entropy"]
-
     def one(params, h, target):
         return loss.apply(params, (h[None], target[None]))[0]
 
-    each = jax.vmap(jax.grad(one), (None, 0, 0))(params, h, target)["w"]
-    np.testing.assert_allclose(run(params).sum(0), jnp.sum(each**2, (1, 2, 3)), rtol=1e-5)
+    @jax.jit
+    def run(params, h, target):
+        _, residuals = loss.forward(params, (h, target))
+        each = jax.vmap(jax.grad(one), (None, 0, 0))(params, h, target)["w"]
+        found = loss.backward(params, residuals, jnp.ones(4), norms)[1]
+        return found, jnp.sum(each**2, (1, 2, 3))
+
+    found, due = run(params, h, target)
+    assert found.shape == (3, 4)
+    assert seen == ["linear_cross_entropy"]
+    np.testing.assert_allclose(found.sum(0), due, rtol=1e-5)
 
 
 def test_rows_behind_the_last_label_count_for_nothing():
     loss = linear_cross_entropy(7, label_smoothing=0.2, chunk=3)
-    params, h, target = inputs(loss, (4, 5), 7)
+    _, h, target = inputs(loss, (4, 5), 7)
+    params, _ = loss.init(KEY, jax.eval_shape(lambda h, target: (h[0], target[0]), h, target))
     assert params["w"].shape == (3, 3, 5)
     assert not params["w"][2, 1:].any()
     garbage = {"w": params["w"].at[2, 1:].set(1e3)}
@@ -150,29 +156,29 @@ def test_rows_behind_the_last_label_count_for_nothing():
 
 
 def test_what_is_masked_is_not_looked_at():
-    loss = linear_cross_entropy(7, chunk=3)
+    loss = LOSS
     params, h, target = inputs(loss, (3, 4, 5), 7)
-    kept = jnp.array([[True, False, True, True], [False] * 4, [True] * 4])
+    kept = np.array([[True, False, True, True], [False] * 4, [True] * 4])
     due = swept(loss, params, h, (target, kept))
     assert due[1][1] == (None, None)
-    h, target = h.at[0, 1].set(jnp.nan), target.at[1].set(-100)
+    h, target = h.copy(), target.copy()
+    h[0, 1], target[1] = np.nan, -100
     found = swept(loss, params, h, (target, kept))
     losses = found[0]
     compare(found, due).assert_ok()
     assert losses[1] == 0
     np.testing.assert_allclose(loss.apply(params, (h, (target, kept))), losses, rtol=1e-6)
     each = fp.softmax_cross_entropy().apply(
-        (), (h[0, [0, 2, 3]] @ whole(params, 7).T, target[0, jnp.array([0, 2, 3])])
+        (), (h[0, [0, 2, 3]] @ whole(params, 7).T, target[0, [0, 2, 3]])
     )
     assert float(losses[0]) == pytest.approx(float(each.mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [-1, 7, 100])
 def test_under_a_trace_a_bad_label_gives_nan(bad):
-    loss = linear_cross_entropy(7, chunk=3)
+    loss = LOSS
     params, h, target = inputs(loss, (4, 5), 7)
-    target = target.at[2].set(bad)
-
+    target[2] = bad
     losses, (delta_h, _), grads = swept(loss, params, h, target)
     np.testing.assert_array_equal(np.isnan(losses), [False, False, True, False])
     np.testing.assert_array_equal(np.isnan(delta_h).all(-1), [False, False, True, False])
@@ -182,10 +188,11 @@ def test_under_a_trace_a_bad_label_gives_nan(bad):
 
 
 def test_large_scores_do_not_overflow():
-    loss = linear_cross_entropy(7, chunk=3)
+    loss = LOSS
     params, h, target = inputs(loss, (4, 5), 7)
-    losses, (delta_h, _), grads = swept(loss, params, 3e4 * h, target)
-    due = fp.softmax_cross_entropy().apply((), (3e4 * h @ whole(params, 7).T, target))
+    h = np.float32(3e4) * h
+    losses, (delta_h, _), grads = swept(loss, params, h, target)
+    due = fp.softmax_cross_entropy().apply((), (h @ whole(params, 7).T, target))
     np.testing.assert_allclose(losses, due, rtol=1e-5, atol=1e-2)
     assert np.isfinite(delta_h).all()
     assert np.isfinite(grads["w"]).all()
@@ -222,13 +229,19 @@ def test_memory_is_a_chunk_s_and_not_the_vocabulary_s():
     compare(*(p(params, h) for p in programs)).assert_ok()
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit, "shard_map"])
-def test_on_meshes(kind):
+@functools.cache
+def on_one_device():
+    """The sweep of a model and loss, its arguments, and what it gives."""
     loss, model = linear_cross_entropy(7, label_smoothing=0.1, chunk=3), fp.dense(5, fp.tanh)
     own, x, target = inputs(loss, (8, 5), 7)
-    params = (model.init(KEY, (5,))[0], own)
+    given = (params_of(model, (5,)), own), x, target
     sweep = fp.value_and_backprop(model, loss)
-    due = jax.jit(sweep)(params, x, target)
+    return sweep, given, jax.device_get(jax.jit(sweep)(*given))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit, "shard_map"])
+def test_on_meshes(kind):
+    sweep, (params, x, target), due = on_one_device()
     types = (AxisType.Auto if kind == "shard_map" else kind,)
     mesh = jax.make_mesh((8,), ("data",), axis_types=types)
     if kind == "shard_map":
@@ -245,10 +258,9 @@ def test_on_meshes(kind):
             held = jax.device_put(params, NamedSharding(mesh, P()))
             batch = jax.device_put((x, target), NamedSharding(mesh, P("data")))
             found = jax.jit(lambda *args: sweep(*args))(held, *batch)
-    compare(jax.device_get(found), jax.device_get(due)).assert_ok()
+    compare(jax.device_get(found), due).assert_ok()
 
 
-LOSS = linear_cross_entropy(7, chunk=3)
 W, H, T = jnp.ones((3, 3, 5)), jnp.ones((4, 5)), jnp.zeros(4, jnp.int32)
 
 

@@ -43,7 +43,7 @@ def check_writable(folder: Path) -> None:
         CommandError: when one cannot write there.
 
     >>> import pathlib, tempfile
-    >>> from funcprop import run_folder
+    >>> from funcprop.cli import run_folder
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     run_folder.check_writable(pathlib.Path(parent, "deep", "run"))
     ...     list(pathlib.Path(parent).iterdir())
@@ -84,7 +84,7 @@ def write(folder: Path, described: Mapping[str, Any], files: Mapping[str, bytes]
             otherwise.
 
     >>> import pathlib, tempfile
-    >>> from funcprop import run_folder
+    >>> from funcprop.cli import run_folder
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     folder = pathlib.Path(parent, "run")
     ...     run_folder.write(folder, {"sizes": [2, 1]}, {"params.npz": b"weights"})
@@ -226,7 +226,7 @@ def seal(described: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
         ValueError: for a number that is not finite, which JSON does not have.
 
     >>> import json
-    >>> from funcprop import run_folder
+    >>> from funcprop.cli import run_folder
     >>> sorted(json.loads(run_folder.seal({"sizes": [2, 1]}, {"params.npz": b""}))["sha256"])
     ['model.json', 'params.npz']
     """

@@ -250,7 +250,7 @@ def on_entry(i: int, layer: Layer, place: str) -> Layer:
         return _with_entry(delta, i, delta_x), tree
 
     def rebuild(parts):
-        return on_entry(i, *parts, place)
+        return on_entry(i, parts[0], place)
 
     return Layer(init, forward, backward, "on", (layer,), rebuild, places=(place,))
 
