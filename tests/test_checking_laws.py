@@ -45,7 +45,9 @@ def test_rows_that_are_not_those_of_the_gradient(name):
 
 
 def test_rows_whose_bias_is_another():
-    report = fp.check_layer(with_rows(lambda left, right: (left / 2, 2 * right)), (5,), diagnose=False)
+    report = fp.check_layer(
+        with_rows(lambda left, right: (left / 2, 2 * right)), (5,), diagnose=False
+    )
     assert report.wrong == ("sites[0] dense, rows of the bias",)
 
 

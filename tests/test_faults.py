@@ -19,7 +19,8 @@ from tests.faults import (
 FEW = [fault for fault in BY_HAND if fault.subject == "layer"][::16]
 FEW += [fault for fault in BY_HAND if fault.subject == "function"][::10]
 REST = [fault for fault in BY_HAND if fault not in FEW]
-FIRST = list({family_of(case.layer): case for case in reversed(CASES)}.values())
+FAMILIES = {family_of(case.layer): case for case in reversed(CASES)}
+FIRST = list(FAMILIES.values())[::4]
 
 
 def check(fault):
@@ -47,7 +48,7 @@ def test_a_fault_by_hand_is_found_and_placed(fault):
 
 
 @pytest.mark.parametrize("case", FIRST, ids=[case.name for case in FIRST])
-def test_a_generated_fault_of_each_family_is_found_and_placed(case):
+def test_a_generated_fault_is_found_and_placed(case):
     (fault,) = generated(case, 1).faults
     check(fault)
 
