@@ -400,7 +400,7 @@ def test_with_twins_too_the_rewired_gradient_is_that_of_jax(name, x64):
     _is_linear_in_each_change(TWINS[name][0], (jnp.asarray(X),))
 
 
-FEW = ("window", "pieces", "winners", "divisor", "steps")
+FEW = ("window", "pieces", "winners", "divisor")
 
 
 @pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=SLOW) for n in TWINS])
@@ -431,6 +431,7 @@ def test_two_paths_among_many(monkeypatch, count, two, most):
     assert "and" in report.findings[0].statement
 
 
+@pytest.mark.slow
 def test_a_term_that_is_transposed():
     square = jnp.asarray(X[:4] + 3 * np.eye(4), "float32")
 

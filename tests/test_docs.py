@@ -70,17 +70,12 @@ def run(name, text, shown=None):
     return "".join(said)
 
 
-LONG = {  # the pages whose code takes more than two seconds, but for those that come first
-    "checking", "clipped_gradient", "curvature", "difference_target_propagation",
-    "direct_random_target_projection", "equilibrium_propagation", "forward_gradient",
-    "inner_products", "kfac", "moments", "networks", "per_example_gradients",
-    "predictive_coding", "saliency", "squared_norms", "training", "learning/index",
-    "statistics/index", "backprop",
-}  # fmt: skip
+LONG = ("backprop", "checking", "networks", "training")
 
 
 def marked(page):
-    long = page.stem in LONG or f"{page.parent.name}/{page.stem}" in LONG
+    """The first pages are run by default; of the rest the examples of docstrings are."""
+    long = page.stem in LONG or page.parent.name in ("learning", "statistics")
     return pytest.param(page, marks=[pytest.mark.slow] if long else [], id=page.stem)
 
 
