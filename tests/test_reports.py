@@ -469,30 +469,20 @@ PLACES = {
             f"loss {LOSS.name}",
         ],
     ),
-    "serial": (fp.serial(GOOD, fp.serial(GOOD, BAD), HEAD), LOSS, ["layers[1].layers[1] dense"]),
-    "residual": (fp.serial(GOOD, fp.residual(BAD), HEAD), LOSS, ["layers[1].residual dense"]),
-    "repeat": (
-        fp.serial(GOOD, fp.repeat(BAD, 2), HEAD),
+    "in a repeat, and in a combinator": (
+        fp.serial(GOOD, fp.repeat(BAD, 2), forgetful(GOOD), HEAD),
         LOSS,
-        ["layers[1].repeat[0] dense", "layers[1].repeat[1] dense"],
+        [
+            "layers[1].repeat[0] dense",
+            "layers[1].repeat[1] dense",
+            "layers[2] residual, between its parts",
+        ],
     ),
-    "parallel": (
-        fp.serial(GOOD, fp.fork(2), fp.parallel(GOOD, BAD), fp.concatenate, HEAD),
-        LOSS,
-        ["layers[2].layers[1] dense"],
-    ),
-    "combinator": (
-        fp.serial(GOOD, forgetful(GOOD), HEAD),
-        LOSS,
-        ["layers[1] residual, between its parts"],
-    ),
-    "loss": (fp.serial(GOOD, HEAD), changed(LOSS, lambda d: 2 * d), [f"loss {LOSS.name}"]),
     "behind one that stops": (
         fp.serial(BAD, changed(GOOD, lambda d: 0 * d), HEAD),
         LOSS,
         ["layers[0] dense", "layers[1] dense"],
     ),
-    "gradient": (fp.serial(GOOD, changed(GOOD, grads=lambda g: -g)), LOSS, ["layers[1] dense"]),
 }
 
 
