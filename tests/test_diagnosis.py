@@ -415,7 +415,7 @@ def test_another_operation_is_named(name):
 
 @pytest.mark.parametrize(
     ("count", "two", "most"),
-    [(12, (3, 7), 100), pytest.param(60, (7, 31), searches.MOST_PAIRS, marks=SLOW)],
+    [(12, (3, 7), 100), pytest.param(20, (7, 13), searches.MOST_PAIRS, marks=SLOW)],
 )
 def test_two_paths_among_many(monkeypatch, count, two, most):
     """More pairs of paths than are tried: the likely ones are."""
