@@ -328,7 +328,8 @@ def test_check_model(no_cause):
     ]  # fmt: skip
     wrong = fp.serial(broken(lambda d: d, lambda g: g | {"b": -g["b"]}), fp.dense(3))
     params, _ = wrong.init(jax.random.key(0), (4,))
-    failed = [row.path for row in fp.check_model(wrong, params, x, y, loss).leaves if not row.ok]
+    report = fp.check_model(wrong, params, x, y, loss, parts=False)
+    failed = [row.path for row in report.leaves if not row.ok]
     assert failed == ["[0]['b']"]
 
 

@@ -40,9 +40,7 @@ BLOCK = re.compile(r"^```(pycon|python|text)\n(.*?)^```$", re.MULTILINE | re.DOT
 
 def blocks(text):
     """The fenced blocks of code and of text: language, content, first line, (start, end)."""
-    for found in re.finditer(
-        r"^```(pycon|python|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
-    ):
+    for found in BLOCK.finditer(text):
         yield found[1], found[2], text.count("\n", 0, found.start()) + 1, found.span(2)
 
 
@@ -72,12 +70,21 @@ def run(name, text, shown=None):
     return "".join(said)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.stem != "wrong_gradient"],  # test_reports.py runs that one
-    ids=lambda page: page.stem,
+LONG = ("backprop", "checking", "networks", "training")
+
+
+def marked(page):
+    """The first pages are run by default; of the rest the examples of docstrings are."""
+    long = page.stem in LONG or page.parent.name in ("learning", "statistics")
+    return pytest.param(page, marks=[pytest.mark.slow] if long else [], id=page.stem)
+
+
+@pytest.mark.parametrize(  # test_reports.py runs the guide to a wrong gradient
+    "page", [marked(page) for page in PAGES if page.stem != "wrong_gradient"]
 )
-def test_snippets(page):
+def test_snippets(page, request):
+    if page.stem == "checking":  # which asks whether a gradient is right
+        request.getfixturevalue("no_cause")
     failed = run(page.name, page.read_text(encoding="utf-8"))
     assert not failed, failed
 

@@ -145,6 +145,10 @@ def test_random_numbers_are_those_that_were_drawn():
         assert report.notes == ()
     report = check_gradient(f, lambda x, key: 2 * jax.random.normal(key, x.shape), x, key)
     assert kinds(report) == ["factor"]
+
+
+@pytest.mark.slow
+def test_random_numbers_of_a_model_are_those_that_were_drawn():
     model = fp.serial(fp.dense(3), fp.dropout(0.5))
     report = check_layer(model, (5,))
     report.assert_ok()
@@ -382,6 +386,7 @@ def test_n_minus_1_for_n():
     assert "is 6/5 times what it must be (6 is the size of axis 1 of argument 0)" in found.statement
 
 
+@pytest.mark.slow
 def test_a_constant_is_named_with_the_value_that_it_has():
     """The effect of another constant is no straight line, and its value is solved for."""
     x = jnp.asarray(X)

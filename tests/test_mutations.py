@@ -178,7 +178,9 @@ def gradient_of(name, dtype, computed=False):
     return case.layer.backward, (params, residuals, delta)
 
 
-SOME = ("dense", "repeat of remat", "rnn", "batch_norm", "max_pool", "huber", "tree_rnn")
+SLOW = ("rnn", "batch_norm", "max_pool", "tree_rnn")
+SOME = ["dense", "repeat of remat", "huber"]
+SOME += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -82,11 +82,11 @@ def mixture_of_experts(
     ((8, 4), (8, 16, 4), (8, 4, 16))
     >>> [leaf.shape for leaf in out_shape]
     [(10, 4), ()]
-    >>> layer = mixture_of_experts(8, 16)
     >>> x = jax.random.normal(jax.random.key(1), (2, 10, 4))
     >>> mask = jax.numpy.arange(10) < jax.numpy.array([[7], [10]])
-    >>> y, mask, balance = layer.apply(params, (x, mask))
-    >>> bool(jax.numpy.allclose(balance[:1], layer.apply(params, x[:1, :7])[1]))
+    >>> apply = jax.jit(mixture_of_experts(8, 16).apply)
+    >>> y, mask, balance = apply(params, (x, mask))
+    >>> bool(jax.numpy.allclose(balance[:1], apply(params, x[:1, :7])[1]))
     True
     """
     name = "mixture_of_experts"

@@ -60,7 +60,7 @@ def dp_sgd(
     ... )
     >>> params, _ = model.init(jax.random.key(0), (2,))
     >>> x, y = jnp.ones((100, 2)), jnp.ones((100, 1))
-    >>> value, grads, _ = rule.estimate(params, (), x, y, jax.random.key(1))
+    >>> value, grads, _ = jax.jit(rule.estimate)(params, (), x, y, jax.random.key(1))
     >>> value.shape, grads["w"].shape
     ((), (1, 2))
     """

@@ -64,8 +64,8 @@ def forward_forward(
     >>> rule = forward_forward(model, classes=3)
     >>> params, _ = model.init(jax.random.key(0), (2 + 3,))
     >>> x, y = jnp.ones((4, 2)), jnp.array([0, 1, 2, 0])
-    >>> value, grads, _ = rule.estimate(params, (), x, y, jax.random.key(1))
-    >>> value.shape, grads[0]["w"].shape, rule.predict(params, x).shape
+    >>> value, grads, _ = jax.jit(rule.estimate)(params, (), x, y, jax.random.key(1))
+    >>> value.shape, grads[0]["w"].shape, jax.jit(rule.predict)(params, x).shape
     ((), (8, 5), (4, 3))
     """
     model = as_layer(model, "model")

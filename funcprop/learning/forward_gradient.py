@@ -66,7 +66,7 @@ def forward_gradient(
     >>> rule = forward_gradient(model, mean_squared_error, activities=True)
     >>> params, _ = model.init(jax.random.key(0), (2,))
     >>> x, y = jnp.ones((4, 2)), jnp.ones((4, 1))
-    >>> value, grads, _ = rule.estimate(params, (), x, y, jax.random.key(1))
+    >>> value, grads, _ = jax.jit(rule.estimate)(params, (), x, y, jax.random.key(1))
     >>> value.shape, grads[0]["w"].shape
     ((), (3, 2))
     """

@@ -79,7 +79,7 @@ def kfac(
     >>> params, _ = model.init(jax.random.key(0), (2,))
     >>> state = rule.init(jax.random.key(1), params)
     >>> x, y = jnp.ones((4, 2)), jnp.ones((4, 1))
-    >>> _, grads, state = rule.estimate(params, state, x, y, jax.random.key(2))
+    >>> _, grads, state = jax.jit(rule.estimate)(params, state, x, y, jax.random.key(2))
     >>> state.factors.inputs.shape, grads["w"].shape
     ((3, 3), (1, 2))
     """
