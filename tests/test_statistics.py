@@ -121,8 +121,11 @@ def losses_of(model, loss, x, y, key=None):
 def formed(model, loss, params, x, y, key=None):
     """gᵢ by jax.jacrev, and all of each in one row."""
     each = jax.jacrev(losses_of(model, loss, x, y, key))(params)
-    flat = [g.reshape(len(g), -1) for g in jax.tree.leaves(each)]
-    return each, jnp.concatenate(flat, axis=1)
+    return each, flattened(each)
+
+
+def flattened(each):
+    return jnp.concatenate([g.reshape(len(g), -1) for g in jax.tree.leaves(each)], axis=1)
 
 
 def by_statistics(model, loss, params, x, y, max_norm, **options):
@@ -141,8 +144,9 @@ def by_statistics(model, loss, params, x, y, max_norm, **options):
     return found
 
 
-def by_autodiff(model, loss, params, x, y, **options):
-    each, flat = formed(model, loss, params, x, y, **options)
+def of_gradients(each):
+    """The median norm, and every statistic of gradients of single examples."""
+    flat = flattened(each)
     squared = jnp.sum(flat * flat, axis=1)
     max_norm = jnp.sqrt(jnp.median(squared))
     c = jnp.minimum(1, max_norm / jnp.sqrt(squared))
@@ -194,20 +198,56 @@ def assert_alike(found, due, bound):
 
 @alone
 def test_every_statistic_of_every_layer(case):
-    params, x, _, delta = drawn(case)
-    target = tuple(jax.tree.leaves(delta))
+    """Of gradients gᵢ; and curvature, G = 1/B Σᵢₖ uᵢₖ uᵢₖᵀ, uᵢₖ = ∂(sᵢₖ · pᵢ)/∂θ by jax.jacrev.
 
-    def run(params, x, target):
-        max_norm, due = by_autodiff(case.layer, linear, params, x, target)
-        return by_statistics(case.layer, linear, params, x, target, max_norm), due
+    The target of the first ones is sᵢ₀, so that gᵢ is uᵢ₀.
+    """
+    params, x, _, delta = drawn(case)
+    draw = np.random.default_rng(0)
+    columns = tuple(
+        draw.normal(size=(len(leaf), 2, *leaf.shape[1:])) for leaf in jax.tree.leaves(delta)
+    )
+
+    def run(params, x, columns):
+        targets = [tuple(s[:, k] for s in columns) for k in range(2)]
+
+        def slopes(params):
+            prediction = case.layer.apply(params, x)
+            return jnp.stack([linear.apply((), (prediction, target)) for target in targets])
+
+        u, size = jax.jacrev(slopes)(params), len(columns[0])
+        max_norm, due = of_gradients(jax.tree.map(lambda leaf: leaf[0], u))
+        found = by_statistics(case.layer, linear, params, x, targets[0], max_norm)
+
+        vector = jax.tree.map(jnp.cos, params)
+        along = jax.tree.map(lambda a, v: jnp.tensordot(a, v, v.ndim), u, vector)
+        along = sum(jax.tree.leaves(along))
+        due_curvature = {
+            "diagonal": jax.tree.map(lambda leaf: jnp.sum(leaf**2, (0, 1)) / size, u),
+            "trace": sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(u)) / size,
+            "product": jax.tree.map(lambda leaf: jnp.tensordot(along, leaf, 2) / size, u),
+        }
+        given, product = (params, x, columns), statistics.gauss_newton_vector_product
+        curvature = {
+            "diagonal": statistics.ggn_diagonal(case.layer, quadratic)(*given),
+            "trace": statistics.ggn_trace(case.layer, quadratic)(*given).total,
+            "product": product(case.layer, quadratic)(*given, vector),
+        }
+        return found, due, curvature, due_curvature
 
     with jax.enable_x64(True):
-        given = jax.tree.map(lambda a: a.astype(float) if is_inexact(a) else a, (params, x, target))
-        found, due = jax.device_get(jax.jit(run)(*given))
+        given = jax.tree.map(
+            lambda a: a.astype(float) if is_inexact(a) else a, (params, x, columns)
+        )
+        found, due, curvature, due_curvature = jax.device_get(jax.jit(run)(*given))
     assert_alike(compared(found, due), due, 1e-10)
+    assert_alike(curvature, due_curvature, 1e-10)
 
 
-@of_cases(ALONE, [case for case in ALONE if case.name in ("affine", "layer_norm", "lstm", "share")])
+@of_cases(
+    [case for case in ALONE if case.name in SITES],
+    [case for case in ALONE if case.name in ("affine", "layer_norm", "lstm", "share")],
+)
 def test_clipping_by_layer(case):
     """Its norms are those of the whole; of one site alone it is clipping of the whole."""
     params, x, _, delta = drawn(case)
@@ -231,52 +271,6 @@ def test_clipping_by_layer(case):
     sites = jax.tree.leaves(norms.sites)
     if len(sites) == 1 and sites[0].ndim == 1:
         assert_alike(by_layer.gradient, whole.gradient, 1e-10)
-
-
-@alone
-def test_curvature_of_every_layer(case):
-    """G = 1/B Σᵢₖ uᵢₖ uᵢₖᵀ, uᵢₖ = ∂(sᵢₖ · pᵢ)/∂θ by jax.jacrev."""
-    params, x, _, delta = drawn(case)
-    draw = np.random.default_rng(0)
-    columns = tuple(
-        draw.normal(size=(len(leaf), 2, *leaf.shape[1:])) for leaf in jax.tree.leaves(delta)
-    )
-
-    def run(params, x, columns):
-        def slopes(params):
-            return jnp.stack(
-                [
-                    linear.apply((), (case.layer.apply(params, x), [s[:, k] for s in columns]))
-                    for k in range(2)
-                ]
-            )
-
-        u = jax.jacrev(slopes)(params)
-        size = len(columns[0])
-        due = {
-            "diagonal": jax.tree.map(lambda leaf: jnp.sum(leaf**2, (0, 1)) / size, u),
-            "trace": sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(u)) / size,
-        }
-        vector = jax.tree.map(jnp.cos, params)
-        along = jax.tree.map(lambda a, v: jnp.tensordot(a, v, v.ndim), u, vector)
-        along = sum(jax.tree.leaves(along))
-        due["product"] = jax.tree.map(lambda leaf: jnp.tensordot(along, leaf, 2) / size, u)
-        given = (params, x, columns)
-        found = {
-            "diagonal": statistics.ggn_diagonal(case.layer, quadratic)(*given),
-            "trace": statistics.ggn_trace(case.layer, quadratic)(*given).total,
-            "product": statistics.gauss_newton_vector_product(case.layer, quadratic)(
-                *given, vector
-            ),
-        }
-        return found, due
-
-    with jax.enable_x64(True):
-        given = jax.tree.map(
-            lambda a: a.astype(float) if is_inexact(a) else a, (params, x, columns)
-        )
-        found, due = jax.device_get(jax.jit(run)(*given))
-    assert_alike(found, due, 1e-10)
 
 
 @of_cases(
@@ -354,7 +348,7 @@ def test_of_a_loss_with_parameters_and_ids():
 
         @jax.jit
         def run(params):
-            max_norm, due = by_autodiff(model, loss, params, ids, labels)
+            max_norm, due = of_gradients(formed(model, loss, params, ids, labels)[0])
             return by_statistics(model, loss, params, ids, labels, max_norm), due
 
         found, due = jax.device_get(run(params))
@@ -370,7 +364,8 @@ def test_masks_of_dropout_are_those_of_the_forward_pass():
 
     @jax.jit
     def run(params):
-        max_norm, due = by_autodiff(model, fp.mean_squared_error, params, x, y, key=key)
+        each, _ = formed(model, fp.mean_squared_error, params, x, y, key=key)
+        max_norm, due = of_gradients(each)
         found = by_statistics(model, fp.mean_squared_error, params, x, y, max_norm, key=key)
         return found["norms"].total, found["each"], due
 
