@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from test_laws import drawn
-from test_statistics import alone, linear
+from test_statistics import alone, linear, params_of
 
 import funcprop as fp
 from funcprop import LayerError, kfac, statistics
@@ -21,12 +21,12 @@ def wide(x64):
     """Everything in float64."""
 
 
-def made(model, shape, batch, seed=0):
-    draw = np.random.default_rng(seed)
-    params, out = model.init(jax.random.key(seed), shape)
-    params = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape)), params)
-    x, y = (jnp.asarray(draw.normal(size=(batch, *s))) for s in (shape, out))
-    return params, x, y
+def made(model, shape, batch):
+    """Parameters, inputs and targets of the shape of the output."""
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: a.astype(float), params_of(model.init, shape))
+    x = draw.normal(size=(batch, *shape))
+    return params, x, draw.normal(size=jax.eval_shape(model.apply, params, x).shape)
 
 
 def block_of(model, loss, params, x, y, layer):
@@ -50,59 +50,74 @@ def block_of(model, loss, params, x, y, layer):
 
 
 def kron(factors):
-    return jnp.kron(factors.deltas, factors.inputs)
+    return np.kron(factors.deltas, factors.inputs)
+
+
+def factors_and_blocks(model, loss, params, x, y, reduce=False):
+    """The factors of a chain whose first layers are dense, and the block of each of these."""
+    count = sum(bool(p) for p in params)
+
+    @jax.jit
+    def run(*given):
+        blocks = [block_of(model, loss, *given, layer) for layer in range(count)]
+        return kfac_factors(model, loss, reduce=reduce)(*given), blocks
+
+    return jax.device_get(run(params, x, y))
 
 
 def test_of_one_example_they_are_the_block():
     model = fp.serial(fp.dense(4, fp.tanh), fp.dense(3, fp.tanh), fp.dense(2))
     params, x, _ = made(model, (3,), 1)
-    y = jnp.array([1])
-    loss = fp.softmax_cross_entropy()
-    found = jax.jit(kfac_factors(model, loss))(params, x, y)
-    for layer in range(3):
-        due = block_of(model, loss, params, x, y, layer)
-        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-13)
+    found, blocks = factors_and_blocks(model, fp.softmax_cross_entropy(), params, x, np.array([1]))
+    assert len(blocks) == 3
+    for factors, due in zip(found, blocks, strict=True):
+        np.testing.assert_allclose(kron(factors), due, atol=1e-13)
 
 
 def test_of_a_deep_linear_network_they_are_the_block():
     """Squared loss and any batch (arXiv 2507.05127); with the bias of the last layer only."""
     model = fp.serial(fp.dense(4), fp.dense(3), fp.dense(2))
     params, x, y = made(model, (3,), 5)
-    found = jax.jit(kfac_factors(model, fp.mean_squared_error))(params, x, y)
-    for layer in range(3):
-        due = block_of(model, fp.mean_squared_error, params, x, y, layer)
-        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-12)
+    found, blocks = factors_and_blocks(model, fp.mean_squared_error, params, x, y)
+    for factors, due in zip(found, blocks, strict=True):
+        np.testing.assert_allclose(kron(factors), due, atol=1e-12)
 
 
 def test_expand_and_reduce_are_exact_where_the_loss_sees_tokens_and_their_mean():
     """Deep linear networks again (arXiv 2311.00636, propositions 1 and 2)."""
     tokens = fp.serial(fp.dense(4), fp.dense(2))
     params, x, y = made(tokens, (6, 3), 5)
-    found = jax.jit(kfac_factors(tokens, fp.mean_squared_error))(params, x, y)
-    for layer in range(2):
-        due = block_of(tokens, fp.mean_squared_error, params, x, y, layer)
-        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-12)
+    found, blocks = factors_and_blocks(tokens, fp.mean_squared_error, params, x, y)
+    for factors, due in zip(found, blocks, strict=True):
+        np.testing.assert_allclose(kron(factors), due, atol=1e-12)
     pooled, params, y = fp.serial(*tokens.parts, fp.global_avg_pool), (*params, ()), y[:, 0]
-    found = jax.jit(kfac_factors(pooled, fp.mean_squared_error, reduce=True))(params, x, y)
-    expanded = kfac_factors(pooled, fp.mean_squared_error)(params, x, y)
-    for layer in range(2):
-        due = block_of(pooled, fp.mean_squared_error, params, x, y, layer)
-        np.testing.assert_allclose(kron(found[layer]), due, atol=1e-12)
-        assert np.abs(kron(expanded[layer]) - due).max() > 0.01
+    found, blocks = factors_and_blocks(pooled, fp.mean_squared_error, params, x, y, reduce=True)
+    expanded = jax.jit(kfac_factors(pooled, fp.mean_squared_error))(params, x, y)
+    assert len(blocks) == 2
+    for reduced, other, due in zip(found, expanded, blocks, strict=False):
+        np.testing.assert_allclose(kron(reduced), due, atol=1e-12)
+        assert np.abs(kron(other) - due).max() > 0.01
 
 
 def test_sampled_and_empirical_errors():
     model = fp.serial(fp.dense(3, fp.tanh), fp.dense(2))
     params, x, _ = made(model, (3,), 4)
-    y, loss = jnp.array([0, 1, 1, 0]), fp.softmax_cross_entropy()
-    exact = kfac_factors(model, loss)(params, x, y)
-    many = jax.jit(kfac_factors(model, loss, statistics.sampled(20_000)))
-    found = many(params, x, y, key=jax.random.key(0))
+    y, loss = np.array([0, 1, 1, 0]), fp.softmax_cross_entropy()
+
+    @jax.jit
+    def run(params, x, y, key):
+        many = kfac_factors(model, loss, statistics.sampled(20_000))
+        return (
+            kfac_factors(model, loss)(params, x, y),
+            many(params, x, y, key=key),
+            kfac_factors(model, loss, statistics.empirical)(params, x, y),
+            statistics.pairs(model, loss)(params, x, y),
+        )
+
+    exact, found, own, pairs = jax.device_get(run(params, x, y, jax.random.key(0)))
     for a, b in zip(found, exact, strict=True):
         np.testing.assert_allclose(a.inputs, b.inputs, rtol=1e-12)
         np.testing.assert_allclose(a.deltas, b.deltas, atol=0.05 * np.abs(b.deltas).max())
-    own = kfac_factors(model, loss, statistics.empirical)(params, x, y)
-    pairs = statistics.pairs(model, loss)(params, x, y)
     for a, (_, delta) in zip(own, pairs, strict=True):
         np.testing.assert_allclose(a.deltas, delta.T @ delta / 4, atol=1e-14)
 
@@ -110,47 +125,55 @@ def test_sampled_and_empirical_errors():
 def test_factors_are_of_the_gauss_newton_scale_and_empirical_ones_of_the_fisher_s():
     """Two outputs of probability 1/2: D is 1/2 · 1/4 on its diagonal, and E[g gᵀ] 1/4 · 1/4."""
     model, loss = fp.dense(2), fp.sigmoid_cross_entropy
-    params, x = {"w": jnp.zeros((2, 1)), "b": jnp.zeros(2)}, jnp.ones((1, 1))
-    exact = kfac_factors(model, loss)(params, x, jnp.zeros((1, 2)))
-    np.testing.assert_allclose(exact.deltas, np.eye(2) / 8, atol=1e-16)
-    drawn = kfac_factors(model, loss, statistics.sampled())(
-        params, x, jnp.zeros((1, 2)), key=jax.random.key(0)
-    )
-    np.testing.assert_allclose(jnp.diag(drawn.deltas), [1 / 8, 1 / 8], atol=1e-16)
+    params, x = {"w": np.zeros((2, 1)), "b": np.zeros(2)}, np.ones((1, 1))
     rule = kfac(model, loss, (1,), decay=0.0)
-    _, _, state = rule.estimate(
-        params, rule.init(jax.random.key(0), params), x, jnp.zeros((1, 2)), jax.random.key(0)
-    )
-    np.testing.assert_allclose(jnp.diag(state.factors.deltas), [1 / 8, 1 / 8], atol=1e-16)
     own = kfac_factors(model, loss, statistics.empirical)
-    targets = [jnp.array([[a, b]]) for a in (0.0, 1.0) for b in (0.0, 1.0)]
-    found = sum(own(params, x, y).deltas / 4 for y in targets)
-    np.testing.assert_allclose(found, np.eye(2) / 16, atol=1e-16)
+    targets = np.array([[[a, b]] for a in (0.0, 1.0) for b in (0.0, 1.0)])
+
+    @jax.jit
+    def run(params, x, targets, key):
+        y = targets[0]
+        exact = kfac_factors(model, loss)(params, x, y)
+        drawn = kfac_factors(model, loss, statistics.sampled())(params, x, y, key=key)
+        _, _, state = rule.estimate(params, rule.init(key, params), x, y, key)
+        return exact, drawn, state.factors, jax.vmap(lambda y: own(params, x, y).deltas)(targets)
+
+    exact, drawn, of_rule, each = jax.device_get(run(params, x, targets, jax.random.key(0)))
+    np.testing.assert_allclose(exact.deltas, np.eye(2) / 8, atol=1e-16)
+    np.testing.assert_allclose(np.diag(drawn.deltas), [1 / 8, 1 / 8], atol=1e-16)
+    np.testing.assert_allclose(np.diag(of_rule.deltas), [1 / 8, 1 / 8], atol=1e-16)
+    np.testing.assert_allclose(each.mean(0), np.eye(2) / 16, atol=1e-16)
 
 
 def test_of_ids_norms_kernels_and_what_is_repeated():
-    ids = jnp.array([[1, 1, 4], [0, 4, 4]])
+    ids, loss = np.array([[1, 1, 4], [0, 4, 4]]), fp.mean_squared_error
     text = fp.serial(fp.embedding(6, 4), fp.layer_norm(), fp.repeat(fp.dense(4, fp.tanh), 2))
-    params, out = text.init(jax.random.key(0), jax.ShapeDtypeStruct((3,), jnp.int32))
-    params = jax.tree.map(lambda a: jnp.asarray(a, float), params)
-    y = jnp.zeros((2, *out))
-    found = kfac_factors(text, fp.mean_squared_error)(params, ids, y)
-    table, norm, layers = found
+    flat = fp.serial(*text.parts[:2], fp.dense(4, fp.tanh), fp.dense(4, fp.tanh))
+    params = params_of(text.init, jax.ShapeDtypeStruct((3,), jnp.int32))
+    params = jax.tree.map(lambda a: a.astype(float), params)
+
+    @jax.jit
+    def run(params):
+        y = jnp.zeros((2, 3, 4))
+        one, two = (jax.tree.map(lambda a, i=i: a[i], params[2]) for i in range(2))
+        return (
+            kfac_factors(text, loss)(params, ids, y),
+            kfac_factors(flat, loss)((*params[:2], one, two), ids, y),
+            statistics.ggn_diagonal(text, loss)(params, ids, y),
+        )
+
+    (table, norm, layers), due, diagonal = jax.device_get(run(params))
     np.testing.assert_allclose(table.inputs, np.array([1, 2, 0, 0, 3, 0]) / 6)
     assert norm.inputs is None
-    diagonal = statistics.ggn_diagonal(text, fp.mean_squared_error)(params, ids, y)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b), norm.diagonal, diagonal[1])
     assert (layers.inputs.shape, layers.deltas.shape) == ((2, 5, 5), (2, 4, 4))
-    flat = fp.serial(*text.parts[:2], fp.dense(4, fp.tanh), fp.dense(4, fp.tanh))
-    one, two = (jax.tree.map(lambda a, i=i: a[i], params[2]) for i in range(2))
-    due = kfac_factors(flat, fp.mean_squared_error)((*params[:2], one, two), ids, y)
     for i in range(2):
         np.testing.assert_allclose(layers.inputs[i], due[2 + i].inputs, atol=1e-14)
         np.testing.assert_allclose(layers.deltas[i], due[2 + i].deltas, atol=1e-14)
 
     image = fp.serial(fp.conv(2, 2, padding="VALID"), fp.flatten)
     params, x, y = made(image, (3, 3, 1), 1)
-    found = kfac_factors(image, fp.mean_squared_error)(params, x, y)[0]
+    found = jax.jit(kfac_factors(image, loss))(params, x, y)[0]
     patches = [[*x[0, i : i + 2, j : j + 2, 0].ravel(), 1] for i in (0, 1) for j in (0, 1)]
     rows = np.array(patches)
     np.testing.assert_allclose(found.inputs, rows.T @ rows / 4, atol=1e-14)
@@ -162,11 +185,16 @@ def test_preconditioning_solves_the_damped_system(errors):
     model = fp.serial(fp.dense(4, fp.tanh), fp.dense(2))
     params, x, y = made(model, (3,), 5)
     loss, damping = fp.mean_squared_error, 0.03
-    factors = kfac_factors(model, loss, errors)(params, x, y)
-    _, grads = fp.value_and_backprop(model, loss)(params, x, y)
     transformation = precondition_by_kfac(damping)
-    state = transformation.init(params)
-    found, _ = jax.jit(transformation.update)(grads, state, params, rule_state=factors)
+
+    @jax.jit
+    def run(params, x, y):
+        factors = kfac_factors(model, loss, errors)(params, x, y)
+        _, grads = fp.value_and_backprop(model, loss)(params, x, y)
+        state = transformation.init(params)
+        return factors, grads, transformation.update(grads, state, params, rule_state=factors)[0]
+
+    factors, grads, found = jax.device_get(run(params, x, y))
     for own, g, u in zip(factors, grads, found, strict=True):
         a, d = np.asarray(own.inputs), np.asarray(own.deltas)
         pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(d) / len(d)))
@@ -181,8 +209,6 @@ def test_preconditioning_solves_the_damped_system(errors):
 @alone
 def test_every_layer_can_be_preconditioned(case):
     params, x, _, delta = drawn(case)
-    if not jax.tree.leaves(params):
-        return
     target = tuple(jax.tree.leaves(delta))
 
     def run(params, x, target):
@@ -212,14 +238,19 @@ def test_the_state_is_an_average_without_bias():
     model = fp.serial(fp.conv(2, 2), fp.tanh, fp.flatten, fp.layer_norm(), fp.dense(2))
     params, x, y = made(model, (3, 3, 1), 4)
     rule = kfac(model, fp.mean_squared_error, (3, 3, 1), errors=statistics.exact, decay=0.8)
-    state = rule.init(jax.random.key(0), params)
-    seen = []
+
+    @jax.jit
+    def run(params, state, x, y):
+        _, _, state = rule.estimate(params, state, x, y, None)
+        return state, kfac_factors(model, fp.mean_squared_error)(params, x, y)
+
+    states, seen = [jax.jit(rule.init)(jax.random.key(0), params)], []
     for batch in (slice(0, 2), slice(2, 4)):
-        given = x[batch], y[batch]
-        _, _, state = rule.estimate(params, state, *given, None)
-        seen.append(kfac_factors(model, fp.mean_squared_error)(params, *given))
-        if len(seen) == 1:
-            first = state.factors
+        state, factors = run(params, states[-1], x[batch], y[batch])
+        states.append(state)
+        seen.append(factors)
+    states, seen = jax.device_get((states, seen))
+    first, state = states[1].factors, states[2]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), first, seen[0])
     due = jax.tree.map(lambda a, b: (0.8 * 0.2 * a + 0.2 * b) / (1 - 0.8**2), *seen)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), state.factors, due)

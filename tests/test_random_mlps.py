@@ -87,8 +87,15 @@ def architectures():
 ARCHITECTURES = tuple(architectures())
 each = pytest.mark.parametrize(
     ("name", "sizes", "batch", "classify"),
-    ARCHITECTURES,
-    ids=[f"{name}-{'-'.join(map(str, sizes))}" for name, sizes, _, _ in ARCHITECTURES],
+    [
+        pytest.param(
+            *architecture,
+            id=f"{architecture[0]}-{'-'.join(map(str, architecture[1]))}",
+            # Half of them have every activation once, every depth and both losses.
+            marks=[pytest.mark.slow] * (i >= len(ACTIVATIONS)),
+        )
+        for i, architecture in enumerate(ARCHITECTURES)
+    ],
 )
 
 
