@@ -185,7 +185,13 @@ def told(rule, model, params, feedback=None):
     return jax.device_get(fp.update_step(rule, SGD, metrics)(state, (X, Y))[1])
 
 
-@pytest.mark.parametrize("name", EXACT)
+# Those that replace the weights do so in one place.
+ALIKE = ("feedback_alignment", "sign_symmetry", "kolen_pollack")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in EXACT]
+)
 def test_with_dropout_the_gradient_sees_the_same_masks(name):
     """``alignment`` and the rule draw the same: rules that are exact have no angle."""
     found = told(EXACT[name](DROPPING, (8,)), DROPPING, DROPPING_PARAMS)
@@ -343,7 +349,7 @@ def test_the_shape_of_an_example(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("weight_mirror", "kfac") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "weight_mirror" else pytest.mark.slow)
         for name in STATEFUL
     ],
 )
