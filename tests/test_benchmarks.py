@@ -41,6 +41,7 @@ def test_every_row_of_training_reaches_the_same_loss(mlp, capsys, monkeypatch):
     np.testing.assert_allclose([tuned, loop], fit, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_so_do_the_rows_of_other_libraries(mlp, capsys):
     found = losses(mlp, capsys, "adam")
     for name, loss in found.items():
@@ -57,6 +58,7 @@ def test_the_bare_gradient_takes_the_memory_of_jax_grad(mlp):
         np.testing.assert_allclose([float(n) for n in other[1:]], [float(n) for n in own[1:]], 1e-5)
 
 
+@pytest.mark.slow
 def test_a_small_gpt2_has_the_gradient_and_the_steps_of_plain_jax(capsys, monkeypatch):
     from benchmarks import gpt2
 
@@ -76,6 +78,7 @@ def test_a_small_gpt2_has_the_gradient_and_the_steps_of_plain_jax(capsys, monkey
     assert np.all(steps[:, 1] < steps[:, 0])
 
 
+@pytest.mark.slow
 def test_faults_leave_the_folder_of_a_run_whole():
     # In a process of its own: it forks, which this one with its threads cannot.
     counts = {"kills": 1, "flips": 4, "terms": 0, "disks": 0, "pairs": 0}
@@ -112,7 +115,7 @@ def test_compile_time_prints_a_table(capsys):
     assert set(WAYS) <= set(found)
 
 
-@pytest.mark.parametrize("family", ["dense", "models"])
+@pytest.mark.parametrize("family", ["dense", pytest.param("models", marks=pytest.mark.slow)])
 def test_the_sides_of_a_row_do_the_same_work(capsys, family):
     from benchmarks.layers.__main__ import main
 
@@ -127,17 +130,21 @@ def test_the_sides_of_a_row_do_the_same_work(capsys, family):
         np.testing.assert_allclose(others, first, rtol=1e-4)
 
 
-def test_statistics_are_those_of_vmap(capsys):
+@pytest.mark.parametrize(
+    ("model", "count"), [("mlp", 6), pytest.param("cnn", 6, marks=pytest.mark.slow)]
+)
+def test_statistics_are_those_of_vmap(capsys, model, count):
     from benchmarks.statistics import main
 
-    main(["--rounds", "1", "--scale", "0.05", "--only", "mlp", "cnn"])
+    main(["--rounds", "1", "--scale", "0.05", "--only", model])
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if " [" in line][1:]
     norms, row = {}, ""
     for _, name, by, *cells, _, _ in lines:
         row = name.strip() or row
         norms.setdefault(row, {})[by.strip()] = float(cells[-1])
     compared = [by for by in norms.values() if "vmap(grad)" in by]
-    assert len(compared) == len(norms) - 1 == 12
+    without = 1 if model == "mlp" else 0  # the factors of K-FAC
+    assert len(compared) == len(norms) - without == count
     for by in compared:
         np.testing.assert_allclose(by["funcprop"], by["vmap(grad)"], rtol=1e-4)
 

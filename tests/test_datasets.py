@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from funcprop import datasets
 from funcprop.data.datasets import DataError
 
-DATA = Path(datasets.__file__).with_name("data")
+DATA = Path(datasets.__file__).parent
 
 
 def test_digits_are_those_of_scikit_learn():

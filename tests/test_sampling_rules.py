@@ -22,10 +22,17 @@ def wide(x64):
 
 def made(model, shape, batch=5):
     draw = np.random.default_rng(0)
-    params, out = model.init(KEY, shape)
+    params = jax.eval_shape(lambda key: model.init(key, shape)[0], KEY)
     params = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape)), params)
-    x, y = (jnp.asarray(draw.normal(size=(batch, *s))) for s in (shape, out))
-    return params, x, y
+    x = jnp.asarray(draw.normal(size=(batch, *shape)))
+    out = jax.eval_shape(model.apply, params, x)
+    return params, x, jnp.asarray(draw.normal(size=out.shape))
+
+
+def backprop(model, params, x, y):
+    """The value, and all numbers of the gradient in a row."""
+    value, grads = jax.jit(fp.value_and_backprop(model, MSE))(params, x, y)
+    return value, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
 
 
 def draws(rule, params, x, y, count, seed=1):
@@ -50,8 +57,18 @@ def assert_unbiased(found, due):
 # --------------------------------------------------------------------- forward gradient
 
 
-@pytest.mark.parametrize("activities", [False, True])
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "activities"),
+    [
+        ("mlp", True),
+        ("cnn", False),
+        pytest.param("mlp", False, marks=slow),
+        pytest.param("cnn", True, marks=slow),
+    ],
+)
 def test_forward_gradient_is_unbiased(name, activities):
     model, shape = {
         "mlp": (fp.mlp((3, 4, 3, 2), fp.tanh), (3,)),
@@ -59,19 +76,19 @@ def test_forward_gradient_is_unbiased(name, activities):
     }[name]
     params, x, y = made(model, shape)
     rule = fp.forward_gradient(model, MSE, activities=activities)
-    value, due = fp.value_and_backprop(model, MSE)(params, x, y)
-    due = np.asarray(jax.flatten_util.ravel_pytree(due)[0])
+    value, due = backprop(model, params, x, y)
     assert_unbiased(draws(rule, params, x, y, 8000), due)
-    np.testing.assert_allclose(rule.estimate(params, (), x, y, KEY)[0], value, rtol=1e-12)
+    found = jax.jit(lambda params: rule.estimate(params, (), x, y, KEY)[0])(params)
+    np.testing.assert_allclose(found, value, rtol=1e-12)
 
 
-@pytest.mark.parametrize("size", [10, 100])
+@pytest.mark.parametrize("size", [10, pytest.param(100, marks=slow)])
 def test_variance_and_cosine_of_a_forward_gradient(size):
     """E‖ĝ - g‖²/‖g‖² = P + 1, and E|cos| near √(2/πP)."""
     model = fp.dense(1, bias=False)
     params, x, y = made(model, (size,), 1)
     rule = fp.forward_gradient(model, MSE)
-    due = np.ravel(fp.value_and_backprop(model, MSE)(params, x, y)[1]["w"])
+    _, due = backprop(model, params, x, y)
     found = draws(rule, params, x, y, 20000)
     relative = ((found - due) ** 2).sum(1) / (due @ due)
     assert abs(relative.mean() - (size + 1)) < 5 * relative.std() / np.sqrt(len(relative))
@@ -80,13 +97,11 @@ def test_variance_and_cosine_of_a_forward_gradient(size):
     np.testing.assert_allclose(cosine.mean(), np.sqrt(2 / np.pi / size), rtol=0.05)
 
 
-@pytest.mark.parametrize("activities", [False, True])
+@pytest.mark.parametrize("activities", [True, pytest.param(False, marks=slow)])
 def test_directions_are_averaged(activities):
     model = fp.mlp((3, 4, 2), fp.tanh)
     params, x, y = made(model, (3,))
-    due = np.asarray(
-        jax.flatten_util.ravel_pytree(fp.value_and_backprop(model, MSE)(params, x, y)[1])[0]
-    )
+    _, due = backprop(model, params, x, y)
     variance = [
         ((draws(rule, params, x, y, 20000) - due) ** 2).sum(1).mean()
         for rule in (
@@ -101,9 +116,7 @@ def test_activities_of_a_linear_layer_are_exact_but_for_the_direction():
     model = fp.dense(1)
     params, x, y = made(model, (3,), 1)
     rule = fp.forward_gradient(model, MSE, activities=True)
-    due = np.asarray(
-        jax.flatten_util.ravel_pytree(fp.value_and_backprop(model, MSE)(params, x, y)[1])[0]
-    )
+    _, due = backprop(model, params, x, y)
     found = draws(rule, params, x, y, 50)
     factors = found / due
     np.testing.assert_allclose(factors, factors[:, :1] * np.ones(4), rtol=1e-10)
@@ -168,25 +181,28 @@ def test_ranks_know_no_scale():
 
 
 def test_chunks_change_nothing_and_memory_does_not_grow():
-    model = fp.mlp((20, 30, 10), fp.tanh)
+    model = fp.mlp((20, 10))
     params, x, y = made(model, (20,))
 
-    def compiled(pairs, chunk):
-        rule = fp.evolution_strategies(model, MSE, pairs=pairs, chunk=chunk)
-        return jax.jit(rule.estimate).lower(params, (), x, y, KEY).compile()
+    def compiled(*sizes):
+        """The trees of populations of such sizes, (pairs, chunk), as one program."""
+        rules = [fp.evolution_strategies(model, MSE, pairs=n, chunk=chunk) for n, chunk in sizes]
+        run = jax.jit(lambda params: [r.estimate(params, (), x, y, KEY)[1] for r in rules])
+        return run.lower(params).compile()
 
-    trees = [compiled(16, chunk)(params, (), x, y, KEY)[1] for chunk in (1, 4, 16)]
-    for other in trees[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), trees[0], other)
-    memory = [compiled(n, 4).memory_analysis().temp_size_in_bytes for n in (16, 256)]
+    few, many = (compiled((pairs, 4)) for pairs in (16, 256))
+    (due,) = few(params)
+    for other in compiled((16, 1), (16, 16))(params):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), due, other)
+    memory = [program.memory_analysis().temp_size_in_bytes for program in (few, many)]
     assert memory[1] < 1.1 * memory[0] + 256 * 64
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_the_population_is_split_over_devices(kind):
-    model = fp.mlp((3, 4, 2), fp.tanh)
+    model = fp.mlp((3, 2))
     params, x, y = made(model, (3,))
-    due = fp.evolution_strategies(model, MSE, pairs=16).estimate(params, (), x, y, KEY)
+    due = jax.jit(fp.evolution_strategies(model, MSE, pairs=16).estimate)(params, (), x, y, KEY)
     split = fp.evolution_strategies(model, MSE, pairs=16, axis="population")
     mesh = jax.make_mesh((8,), ("population",), axis_types=(kind,))
     with jax.set_mesh(mesh):
@@ -206,9 +222,9 @@ def test_the_population_is_split_over_devices(kind):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda m: fp.forward_gradient(m, CE),
+        pytest.param(lambda m: fp.forward_gradient(m, CE), marks=slow),
         lambda m: fp.forward_gradient(m, CE, activities=True),
-        lambda m: fp.evolution_strategies(m, CE, pairs=16),
+        pytest.param(lambda m: fp.evolution_strategies(m, CE, pairs=16), marks=slow),
     ],
     ids=["weights", "activities", "evolution"],
 )
@@ -222,7 +238,7 @@ def test_they_train(make):
     rule = make(model)
     state, history = fp.fit(rule, optax.adam(0.02), params, (x, y), key=KEY, steps=300)
     assert history["loss"][-1] < 0.6 * history["loss"][0]
-    value, tree, _ = rule.estimate(state.params, (), x, y, None)
+    value, tree, _ = jax.jit(lambda params: rule.estimate(params, (), x, y, None))(state.params)
     assert not any(leaf.any() for leaf in jax.tree.leaves(tree))
     assert abs(fp.evaluate(rule, state.params, (x, y))["loss"] - float(value)) < 1e-6
 
@@ -234,19 +250,22 @@ def test_errors():
     with pytest.raises(LayerError, match="has parameters, which no activity stands for"):
         fp.forward_gradient(model, fp.linear_cross_entropy(5), activities=True)
     mixing = fp.serial(fp.dense(3), fp.batch_norm(), fp.dense(2))
-    own, x, y = made(mixing, (3,))
+
+    def estimate(rule, params, x, y):
+        return jax.eval_shape(lambda params: rule.estimate(params, (), x, y, KEY), params)
+
     with pytest.raises(LayerError, match=r"batch_norm: it mixes.*perturb the weights"):
-        fp.forward_gradient(mixing, MSE, activities=True).estimate(own, (), x, y, KEY)
+        estimate(fp.forward_gradient(mixing, MSE, activities=True), *made(mixing, (3,)))
     with pytest.raises(LayerError, match="pairs is 0"):
         fp.evolution(linear, pairs=0)
     with pytest.raises(LayerError, match="sigma is 0, it must be a finite number above 0"):
         fp.evolution(linear, sigma=0)
     p = jnp.ones(3)
     with pytest.raises(LayerError, match="chunk is 5, a divisor of the 8 pairs is due"):
-        fp.evolution(linear, pairs=8, chunk=5).estimate(p, (), p, None, KEY)
+        estimate(fp.evolution(linear, pairs=8, chunk=5), p, p, None)
     with pytest.raises(LayerError, match=r"the objective gave float64\[3\], one number, a float"):
-        fp.evolution(lambda p, x, y, key: p).estimate(p, (), p, None, KEY)
+        estimate(fp.evolution(lambda p, x, y, key: p), p, p, None)
     with pytest.raises(LayerError, match="no prediction; give evolution a predict"):
         fp.evolution(linear).predict(p, p)
     with pytest.raises(LayerError, match=r"axis is 'people', the mesh has .*set_mesh"):
-        fp.evolution(linear, axis="people").estimate(p, (), p, None, KEY)
+        estimate(fp.evolution(linear, axis="people"), p, p, None)
