@@ -1,4 +1,5 @@
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -26,6 +27,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 import pytest
+
+# Tracing makes many objects that live as long as the caches of JAX do; looking through them again
+# and again takes a tenth of the time.
+gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command line: training, prediction, the check, and what it says when something is wrong."""
 
+import contextlib
 import errno
 import functools
 import io
@@ -29,6 +30,33 @@ from funcprop.layers import activations
 
 SMALL = ("--sizes", "8", "--epochs", "2", "--quiet")
 DRAW = runs._draw
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C is heard by the tests and what they start, though a shell that has put them into the
+    background has made them deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def running(*words):
+    """A process of `python -m funcprop`, which ends with the test, however the test ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "funcprop", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
 
 
 @pytest.fixture
@@ -701,15 +729,10 @@ def test_layer_errors_are_one_line(monkeypatch, capsys):
 
 
 def test_interrupted(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "funcprop", "--epochs", "100000", "--out", tmp_path],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline().startswith("digits")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with running("--epochs", "100000", "--out", tmp_path) as process:
+        assert process.stdout.readline().startswith("digits")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "funcprop train: interrupted\n"
 
@@ -875,13 +898,7 @@ def test_json_has_no_nan(tmp_path, untrained, monkeypatch, capsys):
 
 def test_a_reader_that_stops_early_is_no_error(flower_run, tmp_path):
     np.savez(tmp_path / "new.npz", x=np.zeros((2, 3)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "funcprop", "predict", flower_run, tmp_path / "new.npz"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    process.stdout.close()
-    assert process.wait(timeout=60) == 0
-    assert process.stderr.read() == ""
-    process.stderr.close()
+    with running("predict", flower_run, tmp_path / "new.npz") as process:
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == ""
