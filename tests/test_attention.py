@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.cases.case import entries, normal, some_tokens
 from tests.drawing import params_of, whole_or_pairs
 
@@ -262,55 +261,6 @@ def test_gated_layers_are_their_equation(name, sigma):
     np.testing.assert_allclose(
         layer.apply(params, x), affine(params["out"], gate * up), rtol=1e-5, atol=1e-6
     )
-
-
-X = jnp.ones((2, 3, 4))
-Q = jnp.ones((2, 3, 2, 2))
-MHA = fp.multi_head_attention(2)
-P, _ = MHA.init(KEY, (3, 4))
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.attention(window=0), "attention: window is 0, it must be a positive integer"),
-        (lambda: fp.attention(block=1.5), "block is 1.5"),
-        (lambda: fp.attention().apply((), Q), r"x is no tuple \(q, k, v\)"),
-        (lambda: fp.attention().apply((), (Q, Q)), r"x is no tuple \(q, k, v\)"),
-        (lambda: fp.attention().apply((), (Q, Q, Q[:, :2])), "k and v alike"),
-        (lambda: fp.attention().apply((), (Q[:, :, :1], Q, Q)), "heads of q a multiple"),
-        (lambda: fp.attention().apply((), (Q, Q, X)), r"v is \(2, 3, 4\), \(B, length"),
-        (lambda: fp.attention().apply((), (Q, Q, Q.astype("bfloat16"))), "v is bfloat16; cast"),
-        (lambda: fp.attention().apply((), (Q, Q, Q, X)), r"mask is float32\[2, 3, 4\], bool\[2, 3"),
-        (lambda: fp.attention().init(KEY, (3, 2, 2)), r"shape is \(3, 2, 2\), \(q, k, v\)"),
-        (lambda: fp.rotary(0), "rotary: base is 0"),
-        (lambda: fp.rotary().apply((), X[..., :3]), "with an even d is due"),
-        (lambda: fp.rotary().init(KEY, (3,)), "with an even d is due"),
-        (lambda: fp.rotary().apply((), X.astype(int)), "rotary: x is int32"),
-        (lambda: fp.multi_head_attention(0), "heads is 0"),
-        (lambda: fp.multi_head_attention(4, kv_heads=3), "kv_heads is 3, a divisor of the 4"),
-        (lambda: fp.multi_head_attention(4, rotary_base=-1), "base is -1"),
-        (lambda: fp.multi_head_attention(3).init(KEY, (3, 4)), "a multiple of the 3 heads"),
-        (lambda: MHA.init(KEY, (4,)), r"x is \(4,\), a sequence \(T, n\)"),
-        (lambda: MHA.apply(P, X[0]), r"x is \(3, 4\), a sequence \(B, T, n\)"),
-        (lambda: MHA.apply(P, (X, X, X)), r"the input has 3 entries, x or \(x, mask\) is due"),
-        (lambda: fp.multi_head_attention(2, cross=True).apply(P, X), "1 entries, .x, memory"),
-        (lambda: MHA.apply({"w": 1}, X), r"params is not a dict of \['out', 'qkv'\]"),
-        (lambda: MHA.apply(P, jnp.ones((2, 3, 6))), r"multi_head_attention dense: w is \(12, 4\)"),
-        (lambda: fp.swiglu(0), "swiglu: hidden is 0"),
-        (lambda: fp.glu(3).init(KEY, ()), r"glu: shape is \(\)"),
-        (lambda: fp.geglu(3).apply({"w": 1}, X), r"params is not a dict of \['in', 'out'\]"),
-        (
-            lambda: fp.transformer_block(2, 8, feed_forward=fp.glu(3)),
-            "hidden and feed_forward are given",
-        ),
-        (lambda: fp.transformer_block(2, norm=fp.layer_norm), "constructor, call it"),
-        (lambda: fp.transformer_block(2).init(KEY, (3, 5)), "a multiple of the 2 heads"),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()
 
 
 SEQUENCE = normal(4, 3, 4)

@@ -10,7 +10,6 @@ import pytest
 from jax import lax
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.core import contraction
 from funcprop.layers import windows as maps
 from tests.drawing import params_of, whole_or_pairs
@@ -252,50 +251,3 @@ def test_the_bias_is_in_and_out():
     bare, _ = fp.conv(2, 1, bias=False).init(KEY, (3, 2))
     assert params["b"].tolist() == [1, 1]
     assert set(bare) == {"w"}
-
-
-X = jnp.ones((2, 6, 5, 4))
-PARAMS = {"w": jnp.ones((3, 3, 4, 6)), "b": jnp.ones(6)}
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.conv(0, 3), "conv: features is 0"),
-        (lambda: fp.conv(6, 3, groups=0), "groups is 0, it must be a positive integer"),
-        (lambda: fp.conv(6, 3, groups=4), "groups is 4, a divisor of the 6 features"),
-        (lambda: fp.conv(6, 3, groups=3).init(KEY, (5, 4)), "groups is 3, a divisor of the 4 chan"),
-        (lambda: fp.conv(6, 3, padding="FULL"), "padding is 'FULL', one of SAME, VALID, CAUSAL"),
-        (lambda: fp.conv_transpose(6, 3, padding="CAUSAL"), "one of SAME, VALID is due"),
-        (
-            lambda: fp.conv(6, 3, padding=1),
-            r"padding is 1, .* for each axis a pair \(in front, behind\)",
-        ),
-        (
-            lambda: fp.conv(6, 3, padding=[(0, 0)] * 2).init(KEY, (5, 4)),
-            "a pair .* for each of 1 axes",
-        ),
-        (lambda: fp.conv(6, 3, padding=[(1.5, 2)]), "pair .* of nonnegative integers"),
-        (lambda: fp.conv(6, 3, padding=[(0, -1)]), "pair .* of nonnegative integers"),
-        (
-            lambda: fp.conv(6, 3, stride=0).init(KEY, (5, 4)),
-            "stride is 0, it must be a positive integer",
-        ),
-        (lambda: fp.conv(6, (3, 3)).init(KEY, (5, 4)), r"kernel is \(3, 3\), .* 1 of them"),
-        (lambda: fp.conv(6, 3, dilation=True).init(KEY, (5, 4)), "dilation is True"),
-        (lambda: fp.conv(6, 3).init(KEY, (4,)), r"one example is \(4,\), \(\*sizes, channels\)"),
-        (lambda: fp.conv(6, 7, padding="VALID").init(KEY, (5, 4)), r"too small .* would be \(-1,"),
-        (lambda: fp.conv(6, 3).apply(PARAMS, X[..., :3]), "x has 3 channels, its weights take 4"),
-        (lambda: fp.conv(6, 3).apply(PARAMS, X.astype("bfloat16")), "x is bfloat16, w is float32"),
-        (lambda: fp.conv(6, 3).apply(PARAMS, X.astype(int)), "x is int32, floats are due"),
-        (lambda: fp.conv(6, 3).apply({"w": PARAMS["w"]}, X), r"params is \['w'\]"),
-        (
-            lambda: fp.conv(6, 3).apply(PARAMS | {"b": jnp.ones(5)}, X),
-            r"b is \(5,\), \(6,\) is due",
-        ),
-        (lambda: fp.conv(6, 5).apply(PARAMS, X), r"w is \(3, 3, 4, 6\), \(5, 5, channels/1, 6\)"),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

@@ -67,25 +67,6 @@ def test_split_of_floats_ignores_their_values():
     assert (len(train), len(test)) == (8, 2)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "test", "message"),
-    [
-        ((4, 5), 0.2, "x has 4 examples, y has 5"),
-        ((5, 5), 1.0, r"test is 1\.0, it must be a share between 0 and 1"),
-        ((2, 2), 0.2, "2 examples, too few to set a share of 0.2 apart"),
-    ],
-)
-def test_split_says_what_is_wrong(lengths, test, message):
-    n_x, n_y = lengths
-    with pytest.raises(DataError, match=message):
-        datasets.split(np.zeros((n_x, 2)), np.zeros(n_y, int), test=test)
-
-
-def test_split_says_that_classes_are_too_small():
-    with pytest.raises(DataError, match=r"4 examples, too few .*: of 2 classes the largest has 2"):
-        datasets.split(np.zeros((4, 2)), np.array([0, 0, 1, 1]))
-
-
 # -------------------------------------------------------------------------------- load
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError, difference_target_propagation
+from funcprop import difference_target_propagation
 
 pytestmark = pytest.mark.usefixtures("strict")
 LOSS = fp.softmax_cross_entropy()
@@ -243,19 +243,3 @@ def test_sequences_with_lengths_and_dtypes():
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     assert jax.tree.structure(found[1]) == jax.tree.structure(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
-
-
-def test_errors():
-    options = {"optimizer": optax.sgd(0.1)}
-    with pytest.raises(
-        LayerError, match=r"propagation: step is 0, it must be a finite number above 0"
-    ):
-        difference_target_propagation(MODEL, LOSS, (4,), step=0, **options)
-    with pytest.raises(
-        LayerError, match=r"propagation: noise is -1, it must be a finite number at least 0"
-    ):
-        difference_target_propagation(MODEL, LOSS, (4,), noise=-1, **options)
-    with pytest.raises(LayerError, match=r"linear_cross_entropy has parameters; put them"):
-        difference_target_propagation(MODEL, fp.linear_cross_entropy(3), (4,), **options)
-    with pytest.raises(LayerError, match=r"the model, dense, is one block.*make it a serial"):
-        made(fp.dense(3), (4,), 2)

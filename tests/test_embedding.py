@@ -15,7 +15,6 @@ from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-KEY = jax.random.key(0)
 W = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
 FIVE = fp.embedding(5, 3)
 
@@ -115,41 +114,3 @@ def test_a_model_of_ids_is_trained_and_shows_its_sites():
         return found, jax.value_and_grad(mean)(params)
 
     fp.compare(*both(params_of(model, (3,)))).assert_ok()
-
-
-IDS = jnp.array([[1, 2]])
-X = jnp.ones((2, 4, 3))
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.embedding(0, 3), "vocab is 0, it must be a positive integer"),
-        (lambda: fp.embedding(5, 1.5), "features is 1.5"),
-        (lambda: fp.embedding(5, 3).apply({"w": W}, X), "x is float32, an array of integer ids"),
-        (
-            lambda: fp.embedding(5, 3).apply({"w": W}, [1]),
-            "x is a list, an array is due",
-        ),
-        (lambda: fp.embedding(5, 3).apply({"w": W}, IDS[0, 0]), r"one id, a batch .* x\[None\]"),
-        (lambda: fp.embedding(6, 3).apply({"w": W}, IDS), r"w is \(5, 3\), .* \(6, 3\) is due"),
-        (lambda: fp.embedding(5, 3).apply({"v": W}, IDS), r"params is \['v'\]"),
-        (lambda: fp.embedding(5, 3).apply(W, IDS), "params is a "),
-        (
-            lambda: fp.embedding(5, 3).init(KEY, jax.ShapeDtypeStruct((2,), jnp.float32)),
-            r"shape \(2,\) is of floats, ids are integers",
-        ),
-        (lambda: fp.positional(0), "length is 0"),
-        (lambda: fp.positional(3).init(KEY, (4, 3)), "x has 4 positions, p has 3; give a larger"),
-        (lambda: fp.positional(9).init(KEY, (4,)), r"shape is \(4,\), a sequence \(T, d\) is due"),
-        (lambda: fp.positional(9).apply({"p": W}, X), r"p is float32\[5, 3\], float32\[9, 3\] is"),
-        (lambda: fp.positional(9).apply(W, X), "params is a dict"),
-        (lambda: fp.positional(3).apply({"p": W}, X), "x has 4 positions, p has 3"),
-        (lambda: fp.positional(3).apply({"p": W}, IDS), "x is int32, floats are due"),
-        (lambda: fp.sinusoidal(0), "base is 0, it must be a finite number above 0"),
-        (lambda: fp.sinusoidal().apply((), jnp.ones((2, 3))), r"x is \(2, 3\), a sequence \(B, T"),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

@@ -155,23 +155,3 @@ def test_it_trains_and_is_evaluated():
         state, _ = fp.fit(rule, optax.adam(0.02), params, (x, y), **options)
     found = fp.evaluate(rule, state.params, (x, y), scores={"accuracy": fp.accuracy})
     assert found["accuracy"] > 0.95
-
-
-def test_errors():
-    with pytest.raises(LayerError, match=r"layers\[1\] relu: .*takes dense layers alone"):
-        equilibrium_propagation(fp.serial(fp.dense(3), fp.relu, fp.dense(2)), LOSS)
-    with pytest.raises(LayerError, match=r"^conv: .*takes dense layers alone"):
-        equilibrium_propagation(fp.conv(3, 2), LOSS)
-    with pytest.raises(LayerError, match="has parameters; put them into the model"):
-        equilibrium_propagation(MODEL, fp.linear_cross_entropy(2))
-    for option, bad, due in [
-        ("beta", 0.0, r"beta is 0.0, it must be a finite number above 0"),
-        ("rate", 1.5, r"rate is 1.5, it must be a finite number above 0 and at most 1"),
-        ("steps", 0, r"steps is 0, it must be a positive integer"),
-        ("nudged_steps", 0, r"nudged_steps is 0, it must be a positive integer"),
-    ]:
-        with pytest.raises(LayerError, match=due):
-            equilibrium_propagation(MODEL, LOSS, **{option: bad})
-    params = jax.tree.map(np.float32, tuple(WEIGHTS))
-    with pytest.raises(LayerError, match=r"layers\[0\] dense: x has 4 features"):
-        equilibrium_propagation(MODEL, LOSS).predict(params, jnp.ones((2, 4)))

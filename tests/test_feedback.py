@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.learning.feedback import as_large, carriers, matrices
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -388,60 +387,6 @@ def test_redrawn_magnitudes():
 
     for (one, two), same in zip(run(params), (True, False), strict=True):
         assert np.array_equal(one, two) == same
-
-
-def test_errors():
-    model, shape = MODELS["mlp"]
-    params, x, y = made(model, shape)
-    with pytest.raises(LayerError, match=r"the model, layer_norm, has no matrices.*take back"):
-        fp.feedback_alignment(fp.layer_norm(), MSE).init(KEY, {"scale": x[0], "b": x[0]})
-    with pytest.raises(LayerError, match=r"feedback gave float64\[2\] for \[0\]\['w'\], float64"):
-        fp.feedback_alignment(model, MSE, feedback=lambda k, w: jnp.ones(2)).init(KEY, params)
-    with pytest.raises(LayerError, match=r"the feedback of \[0\]\['w'\] is 0.*give feedback"):
-        fp.kolen_pollack(model, MSE, optax.sgd(0.1)).init(KEY, jax.tree.map(np.zeros_like, params))
-    with pytest.raises(LayerError, match=r"feedback_alignment: rule_state is \(\)"):
-        fp.feedback_alignment(model, MSE).estimate(params, (), x, y, None)
-    for rate, decay, match in (
-        (0, None, "rate is 0"),
-        (0.1, 2.0, "decay is 2.0, it must be a finite"),
-    ):
-        with pytest.raises(LayerError, match=match):
-            fp.weight_mirror(model, MSE, rate=rate, decay=decay)
-    with pytest.raises(LayerError, match="samples is 0"):
-        fp.weight_mirror(model, MSE, rate=0.1, samples=0)
-    grouped = fp.serial(fp.conv(2, 3, groups=2), fp.flatten, fp.dense(1))
-    own, image, target = made(grouped, (3, 3, 2))
-    mirror = fp.weight_mirror(grouped, MSE, rate=0.1)
-    with pytest.raises(LayerError, match=r"layers\[0\] conv: it has no matrix.*grouped.*kolen_pol"):
-        jax.eval_shape(
-            lambda own: mirror.estimate(own, mirror.init(KEY, own), image, target, KEY), own
-        )
-    for rule in (
-        fp.direct_feedback_alignment,
-        fp.direct_random_target_projection,
-        fp.indirect_feedback_alignment,
-    ):
-        with pytest.raises(LayerError, match=r"model, dense, is one block.*make it a serial"):
-            rule(fp.dense(2), MSE, (3,)).init(KEY, {"w": jnp.ones((2, 3)), "b": jnp.ones(2)})
-        with pytest.raises(LayerError, match=r"has parameters; put them into the model"):
-            rule(model, fp.linear_cross_entropy(5), (3,))
-        with pytest.raises(LayerError, match=r"gave \(2,\) for layers\[0\], \(2, 6\) is due"):
-            rule(model, MSE, (3,), feedback=lambda key, due: jnp.ones(2)).init(KEY, params)
-    rule = fp.direct_random_target_projection(model, CE, (3,))
-    with pytest.raises(LayerError):
-        jax.eval_shape(
-            lambda params: rule.estimate(
-                params, rule.init(KEY, params), x, np.zeros((5, 1), int), None
-            ),
-            params,
-        )
-    lstm, sequence = MODELS["lstm"]
-    own, x, y = made(lstm, sequence)
-    rule = fp.indirect_feedback_alignment(lstm, MSE, sequence)
-    with pytest.raises(LayerError, match=r"layers\[0\] lstm: indirect.*dense layers alone"):
-        rule.init(KEY, own)
-    with pytest.raises(LayerError, match=r"layers\[0\] lstm: indirect.*dense layers alone"):
-        rule.estimate(own, jnp.ones((2, 4)), x, y, None)
 
 
 def test_carriers_keep_what_is_no_matrix():

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.cases.case import entries
 from funcprop.cases.graph import MASKED, MESSAGE
 from tests.drawing import params_of
@@ -360,83 +359,3 @@ def test_message_passing_is_made_of_its_parts_and_gives_them_keys():
     alone = fp.message_passing(layer.parts[0])
     dropped = alone.apply((((), ()), ()), x, jax.random.key(1))[0][0, 1]
     assert set(dropped.tolist()) == {0.0, 2.0}
-
-
-# ------------------------------------------------------------------------------ refusals
-
-X, EDGES = jnp.ones((2, 3, 4)), jnp.zeros((2, 5, 2), jnp.int32)
-MASK = jnp.ones((2, 3), bool)
-CONV, ATTENTION, PASSING = fp.graph_conv(2), fp.graph_attention(2), fp.message_passing(MESSAGE)
-P = init(CONV, (X, EDGES))
-PA = init(ATTENTION, (X, EDGES))
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.graph_conv(0), "graph_conv: features is 0"),
-        (lambda: CONV.apply(P, X), r"input is a \w+, \(x, edges\) is due, or that with a mask"),
-        (lambda: CONV.apply(P, (X,)), "input is a tuple of 1"),
-        (lambda: CONV.apply(P, (X[0], EDGES)), r"x is \(3, 4\), nodes \(B, N > 0, d\)"),
-        (lambda: CONV.apply(P, (X.astype(int), EDGES)), "x is int32, floats are due"),
-        (lambda: CONV.apply(P, (X, EDGES[:, 0])), r"edges is int32\[2, 2\], integers \[2, E, 2\]"),
-        (lambda: CONV.apply(P, (X, EDGES.astype("uint8"))), "edges is uint8"),
-        (lambda: CONV.apply(P, (X, EDGES, EDGES)), r"mask is int32\[2, 5, 2\], bool\[2, 3\]"),
-        (lambda: CONV.apply(P, (X, EDGES, MASK[:, :2])), r"mask is bool\[2, 2\], bool\[2, 3\]"),
-        (lambda: CONV.apply(P, (X, EDGES + 3)), r"an edge is \(3, 3\).*nodes in \[0, 3\)"),
-        (lambda: ATTENTION.apply(PA, (X, EDGES.at[1, 1, 0].set(-1))), r"edge is \(-1, 0\)"),
-        (lambda: CONV.apply(P, (X[..., :3], EDGES)), "graph_conv: x has 3 features, its weights"),
-        (lambda: CONV.apply({"w": P["w"]}, (X, EDGES)), r"params is \['w'\], a dict of"),
-        (
-            lambda: CONV.init(KEY, (3, 4)),
-            r"shape is \(3, 4\), a tuple .*, as \(x, edges\), is due",
-        ),
-        (lambda: CONV.init(KEY, structs((X, X, MASK))), r"edges is float32\[1, 3, 4\]"),
-        (lambda: fp.graph_attention(2, 0), "graph_attention: heads is 0"),
-        (lambda: ATTENTION.apply({"w": 1}, (X, EDGES)), r"not a dict of \['in', 'out'\]"),
-        (lambda: ATTENTION.apply(PA | {"out": {}}, (X, EDGES)), r"params\['out'\] is not a dict"),
-        (
-            lambda: fp.graph_attention(2, 2).apply(PA, (X, EDGES)),
-            r"a is \(2, 1, 2\), b is \(2,\), a \(2, 2, 2\) and b \(4,\) are due",
-        ),
-        (lambda: ATTENTION.apply(PA, (X[..., :3], EDGES)), "graph_attention dense: x has 3"),
-        (lambda: fp.message_passing(jnp.tanh), "message_passing message: tanh is not a Layer"),
-        (lambda: fp.message_passing(MESSAGE, fp.dense), "update: dense is not a Layer"),
-        (lambda: fp.message_passing(MESSAGE, reduce="min"), "is 'min', 'sum', 'mean' or 'max'"),
-        (lambda: fp.graph_pool(jnp.max), "graph_pool: reduce is .*'sum', 'mean' or 'max' is due"),
-        (lambda: PASSING.apply((), (X, EDGES)), r"params is no pair \(message's, update's\)"),
-        (
-            lambda: fp.message_passing(MESSAGE, edge_features=True).apply((), (X, EDGES)),
-            r"tuple of 2, \(x, edges, features\) is due",
-        ),
-        (
-            lambda: fp.message_passing(MESSAGE, edge_features=True).apply((), (X, EDGES, X)),
-            r"features is \(2, 3, 4\), \(2, 5, 'f'\) are due",
-        ),
-        (
-            lambda: fp.message_passing(fp.identity).init(KEY, structs((X, EDGES))),
-            r"message_passing: its message gives .* for one example, \(5, m\) is due",
-        ),
-        (
-            lambda: fp.message_passing(MESSAGE, fp.identity).init(KEY, structs((X, EDGES))),
-            r"its update gives .*, \(3, m\) is due",
-        ),
-        (
-            lambda: fp.message_passing(fp.identity).apply(((), ()), (X, EDGES)),
-            "what its message gives is a tuple",
-        ),
-        (
-            lambda: fp.message_passing(fp.serial(fp.pick(0), fp.flatten)).apply(
-                (((), ()), ()), (X, EDGES)
-            ),
-            r"its message gives \(2, 20\), \(2, 5, 'm'\) is due",
-        ),
-        (
-            lambda: PASSING.apply((((), {"w": X[0], "b": X[0, 0]}), ()), (X, EDGES)),
-            r"message.layers\[1\] dense: w is",
-        ),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

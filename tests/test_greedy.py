@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import funcprop as fp
-from funcprop import GreedyState, LayerError, backpropagation, greedy
+from funcprop import GreedyState, backpropagation, greedy
 
 pytestmark = pytest.mark.usefixtures("strict")
 MODEL = fp.serial(fp.dense(5, fp.tanh), fp.dense(4), fp.tanh, fp.dense(3))
@@ -126,33 +126,7 @@ def test_it_trains_and_weight_decay_leaves_the_readouts_alone():
         found = fp.evaluate(rule, state.params, (x, y), **scored)
     assert found["accuracy"] > 0.95
     # The first readouts are drawn from the state's key, as init_state splits it.
+    assert isinstance(shrunk.rule_state, GreedyState)
     _, state_key = jax.random.split(options["key"])
     first = jax.jit(still.init)(jax.random.split(state_key)[0], params)
     np.testing.assert_array_equal(flat(shrunk.rule_state.heads), flat(first.heads))
-
-
-def test_errors():
-    sgd = optax.sgd(RATE)
-    with pytest.raises(LayerError, match="has parameters; put them into the model"):
-        greedy(MODEL, fp.linear_cross_entropy(3), (2,), sgd)
-
-    def init(model, shape):
-        params = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0))
-        return jax.eval_shape(greedy(model, LOSS, shape, sgd).init, jax.random.key(1), params)
-
-    assert isinstance(init(MODEL, (2,)), GreedyState)
-    with pytest.raises(
-        LayerError, match=r"greedy: the model, dense, is one block.*make it a serial"
-    ):
-        init(fp.dense(3), (2,))
-    with pytest.raises(LayerError, match=r"greedy: the model, serial, is one block"):
-        init(fp.serial(fp.flatten, fp.dense(3)), (2, 2))
-    with pytest.raises(LayerError, match=r"layers\[0:2\] greedy: .* gives a tuple, one array"):
-        init(fp.serial(fp.dense(3), fp.fork(2), fp.on(0, fp.dense(3)), fp.pick(0)), (2,))
-    spread = fp.serial(fp.dense(6), fp.reshape(3, 2), fp.dense(2), fp.reshape(2, 3))
-    with pytest.raises(
-        LayerError, match=r"layers\[0:2\] greedy: .* gives \(3, 2\) an example, the"
-    ):
-        init(spread, (2,))
-    with pytest.raises(LayerError, match=r"greedy: the model, serial, is one block"):
-        init(fp.serial(fp.relu), (2,))

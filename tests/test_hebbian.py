@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError, hebbian
+from funcprop import hebbian
 
 pytestmark = pytest.mark.usefixtures("strict")
 DRAW = np.random.default_rng(0)
@@ -131,30 +131,3 @@ def test_a_loss_is_what_value_is_and_changes_nothing_else():
     with jax.numpy_dtype_promotion("standard"):  # which optax needs
         state, _ = fp.fit(told, optax.sgd(0.05), params, (x, y), **options)
     assert np.isfinite(fp.evaluate(told, state.params, (x, y))["loss"])
-
-
-def test_errors():
-    with pytest.raises(LayerError, match="has parameters; put them into the model"):
-        hebbian(fp.dense(3), fp.linear_cross_entropy(3))
-
-    def estimate(model, shape):
-        params = jax.eval_shape(lambda key: model.init(key, shape)[0], jax.random.key(0))
-        x = np.zeros((2, *shape), np.float32)
-        return jax.eval_shape(hebbian(model).estimate, params, (), x, np.zeros(2), None)
-
-    for layer, shape in [
-        (fp.layer_norm(), (4,)),
-        (fp.lstm(3), (5, 4)),
-        (fp.share(fp.serial(fp.dense(4), fp.dense(4)), (0,), (1,)), (4,)),
-        (fp.conv(4, 3, groups=2), (5, 5, 2)),
-    ]:
-        with pytest.raises(LayerError, match="hebbian takes layers of one matrix, as dense"):
-            estimate(layer, shape)
-    with pytest.raises(LayerError, match=r"layers\[0\] hebbian: the block of repeat is not one"):
-        estimate(fp.serial(fp.repeat(fp.dense(4), 3)), (4,))
-    with pytest.raises(LayerError, match=r"^hebbian: the block of residual is not one matrix"):
-        estimate(fp.residual(fp.serial(fp.dense(4), fp.dense(4))), (4,))
-    with pytest.raises(
-        LayerError, match=r"layers\[0:2\] hebbian: the block of dense, fork gives a t"
-    ):
-        estimate(fp.serial(fp.dense(4), fp.fork(2)), (4,))

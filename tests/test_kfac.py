@@ -10,7 +10,7 @@ from test_laws import drawn
 from test_statistics import alone, linear, params_of
 
 import funcprop as fp
-from funcprop import LayerError, kfac, statistics
+from funcprop import kfac, statistics
 from funcprop.statistics import kfac_factors, precondition_by_kfac
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -254,20 +254,3 @@ def test_the_state_is_an_average_without_bias():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), first, seen[0])
     due = jax.tree.map(lambda a, b: (0.8 * 0.2 * a + 0.2 * b) / (1 - 0.8**2), *seen)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), state.factors, due)
-
-
-def test_errors():
-    params, x, y = made(fp.dense(2), (3,), 4)
-    with pytest.raises(LayerError, match=r"damping is 0, a number above 0"):
-        precondition_by_kfac(0)
-    transformation = precondition_by_kfac(1.0)
-    with pytest.raises(LayerError, match=r"no factors came; train with the rule kfac"):
-        transformation.update(params, transformation.init(params))
-    with pytest.raises(LayerError, match=r"decay is 1, it must be"):
-        kfac(fp.dense(2), fp.mean_squared_error, (3,), decay=1)
-    with pytest.raises(LayerError, match=r"linear_cross_entropy has parameters"):
-        kfac(fp.dense(2), fp.linear_cross_entropy(4), (3,))
-    model = fp.serial(fp.batch_norm(), fp.dense(2))
-    params, x, y = made(model, (3,), 4)
-    with pytest.raises(LayerError, match=r"batch_norm: it mixes the examples"):
-        kfac_factors(model, fp.mean_squared_error)(params, x, y)

@@ -15,7 +15,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import funcprop
 from funcprop import LayerError, Site, check_layer, differentiable, sites
 from funcprop.cases.catalogue import ACTIVATIONS, LAYERS, LOSSES
 from funcprop.checking import CASES, compare, laws
@@ -392,8 +391,3 @@ def test_any_tree_can_carry_the_error(case):
     (delta_x, grads), due = both(params, others, x, delta)
     compare(delta_x, due).assert_ok()
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
-
-
-def test_layers_refuse_what_is_no_layer():
-    with pytest.raises(LayerError, match=r"layers\[1\]: tanh is not a Layer.*elementwise\(tanh"):
-        funcprop.serial(funcprop.relu, jnp.tanh)

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.cases.catalogue import LOSSES
 from funcprop.core.loss import has_parameters
 from funcprop.losses.targets import one_hot
@@ -193,73 +192,6 @@ def test_values_at_kinks(loss, target, slope):
     assert delta[0, 0] == slope
 
 
-# --------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("loss", "prediction", "target", "message"),
-    [
-        (XENT, P, LABELS[:, None], r"labels are \(4, 1\), \(4,\) are due; use target\[\.\.\., 0\]"),
-        (XENT, P, LABELS[:3], r"labels are \(3,\), \(4,\) are due"),
-        (XENT, P, LABELS.astype(jnp.float32), r"distributions .* are due; labels must be integers"),
-        (XENT, P, ONE_HOT.astype(jnp.int32), r"distributions must be floats"),
-        (XENT, P, LABELS == 0, r"target is bool, integer labels or distributions are due"),
-        (XENT, P, Q.astype(jnp.bfloat16), r"prediction is float32, target is bfloat16"),
-        (XENT, P[0], LABELS[0], r"prediction is \(5,\), a batch of scores"),
-        (XENT, P[:0], LABELS[:0], r"prediction has shape \(0, 5\), a batch of one example or more"),
-        (XENT, P, [0, 1, 2, 3], r"target is a list of 4, an array is due, or .*\(target, mask\)"),
-        (XENT, P[:2], [0, 1], r"target is a list of 2, an array is due, or .*jnp.asarray"),
-        (fp.hinge, P[:2], [[1] * 5] * 2, r"target is a list of 2, an array is due, or .*"),
-        (XENT, P, 3, r"labels are \(\), \(4,\) are due"),
-        (XENT, P, (LABELS, LABELS == 0), r"a mask is for tokens.* use sample_weight"),
-        (
-            fp.kl_divergence,
-            P,
-            LABELS,
-            r"kl_divergence: target is int32, distributions .* use jax.nn.one_hot",
-        ),
-        (
-            fp.mean_squared_error,
-            P[:, :1],
-            T[:, 0],
-            r"\(4, 1\), target is \(4,\); use target\[:, None",
-        ),
-        (fp.mean_squared_error, P[:, 0], T[:, :1], r"prediction is \(4,\), target is \(4, 1\)"),
-        (fp.mean_squared_error, P, LABELS, r"these look like labels; use jax.nn.one_hot"),
-        (fp.mean_squared_error, P, ONE_HOT.astype(jnp.int32), r"target is int32, floats are due"),
-        (fp.mean_squared_error, P, T[:, :4], r"prediction is \(4, 5\), target is \(4, 4\)"),
-        (fp.mean_squared_error, P[:, :0], T[:, :0], r"prediction is empty"),
-        (fp.sigmoid_cross_entropy, P, T[0], r"target is \(5,\)"),
-        (fp.huber(), P.astype(jnp.int32), T, r"huber: prediction is int32, floats are due"),
-    ],
-)
-def test_shapes_and_dtypes_are_refused_while_tracing(loss, prediction, target, message):
-    with pytest.raises(LayerError, match=message):
-        loss.apply((), (prediction, target))
-    with pytest.raises(LayerError, match=message):
-        jax.eval_shape(lambda p, t: loss.apply((), (p, t)), prediction, target)
-
-
-@pytest.mark.parametrize(
-    ("loss", "target", "message"),
-    [
-        (XENT, LABELS.at[1].set(5), r"a label is 5, labels of 5 classes lie in \[0, 5\)"),
-        (XENT, LABELS.at[1].set(-1), r"a label is -1"),
-        (XENT, np.array([0, 1, 2, 2**32 + 3]), r"a label is 4294967299"),
-        (XENT, ONE_HOT * 2, r"a target sums to 2, a distribution is due"),
-        (XENT, T - 3, r"a target is -[\d.]+, a distribution is due"),
-        (fp.kl_divergence, ONE_HOT * 2, r"kl_divergence: a target sums to 2"),
-        (fp.sigmoid_cross_entropy, T, r"targets lie in \[.*\], \[0, 1\] is due"),
-        (fp.hinge, ONE_HOT, r"a target is 0.0, each must be -1 or 1"),
-    ],
-)
-def test_values_are_refused_where_they_are_concrete(loss, target, message):
-    with pytest.raises(LayerError, match=message):
-        loss.apply((), (P, target))
-    with pytest.raises(LayerError, match=message):
-        fp.value_and_backprop(fp.identity, loss)((), P, target)
-
-
 @pytest.mark.parametrize(
     "labels",
     [
@@ -379,35 +311,6 @@ def test_a_bad_target_under_a_mask_is_not_looked_at(loss, bad):
     # Nor where values are concrete, and would be refused.
     alone = loss.apply((), (prediction, (wrong, mask)))
     np.testing.assert_allclose(alone, losses, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (jnp.ones((2, 6)), r"mask is float32\[2, 6\], bool\[2, 6\] is due"),
-        (np.ones((2, 6), np.int32), r"mask is int32\[2, 6\], bool\[2, 6\] is due"),
-        (np.ones((2, 5), bool), r"mask is bool\[2, 5\], bool\[2, 6\] is due"),
-        (np.ones((2, 6, 3), bool), r"mask is bool\[2, 6, 3\], bool\[2, 6\] is due"),
-        ([[True] * 6] * 2, r"mask is a list, bool\[2, 6\] is due"),
-        (True, r"mask is bool\[\], bool\[2, 6\] is due"),
-    ],
-    ids=["float", "int", "short", "outputs", "list", "number"],
-)
-def test_masks_are_refused_alike_with_and_without_jit(mask, message):
-    scores, labels, ones = jnp.zeros((2, 6, 3)), jnp.zeros((2, 6), jnp.int32), jnp.ones((2, 6, 3))
-    vocabulary = fp.linear_cross_entropy(4)
-    params, _ = vocabulary.init(KEY, (scores[0], labels[0]))
-    for loss, own, target in (
-        (XENT, (), labels),
-        (XENT, (), ones / 3),
-        (fp.mean_squared_error, (), ones),
-        (vocabulary, params, labels),
-        (fp.weighted(XENT), (), labels),
-    ):
-        given = (jnp.ones(2), (target, mask)) if loss.name == "weighted" else (target, mask)
-        for apply in (loss.apply, jax.jit(loss.apply)):
-            with pytest.raises(LayerError, match=message):
-                apply(own, (scores, given))
 
 
 # ------------------------------------------------------------------------ narrow floats
@@ -535,22 +438,6 @@ def test_weighted_tokens_with_a_mask_and_a_loss_with_parameters():
     assert float(value) == pytest.approx(float(found.mean()), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (LABELS, r"x must be \(prediction, \(w, target\)\)"),
-        ((LABELS, LABELS), r"w is int32\[4\], float32\[4\] is due; the target is \(w, target\)"),
-        ((T[:, :1], LABELS), r"w is float32\[4, 1\], float32\[4\] is due"),
-        (([1.0] * 4, LABELS), r"w is a list, an array float32\[4\] is due"),
-        ((jnp.array([0.0, jnp.nan, 1, 1]), LABELS), r"a weight is nan, each must be finite"),
-        ((T[:, 0], LABELS.at[1].set(9)), r"softmax_cross_entropy: a label is 9"),
-    ],
-)
-def test_weighted_refuses(target, message):
-    with pytest.raises(LayerError, match=message):
-        fp.weighted(XENT).apply((), (P, target))
-
-
 # --------------------------------------------------------------------- what is a loss
 
 
@@ -588,69 +475,21 @@ def test_whether_a_loss_has_parameters_is_read_from_what_init_gives(init):
     assert not has_parameters(fp.auxiliary(loss, 0.1))
 
 
-def test_a_loss_without_root_and_sample():
+def test_a_loss_without_root_and_sample_has_empirical_statistics():
     loss = own_loss(fp.no_parameters)
     model = fp.serial(fp.dense(1), fp.reshape())
     params, _ = model.init(KEY, (5,))
-    given = params, P, T[:, 0]
-    st = fp.statistics
-    rule = fp.kfac(model, loss, (5,))
-    for run, message in (
-        (lambda: st.ggn_diagonal(model, loss)(*given), "half: it has no root, .* errors=empirical"),
-        (lambda: st.ggn_trace(model, loss)(*given), r"half: it has no root.*Loss\(..., root=...\)"),
-        (lambda: st.kfac_factors(model, loss)(*given), "half: it has no root"),
-        (
-            lambda: st.ggn_diagonal(model, loss, st.sampled())(*given, key=KEY),
-            "half: it has no sample",
-        ),
-        (lambda: rule.estimate(params, rule.init(KEY, params), *given[1:], KEY), "has no sample"),
-        (
-            lambda: st.fisher_diagonal(model, own_loss(fp.no_parameters, likelihood=True))(*given),
-            "half: it has no root",
-        ),
-        (lambda: st.ggn_diagonal(model, fp.weighted(XENT))(*given), "x must be|it has no root"),
-    ):
-        with pytest.raises(LayerError, match=message):
-            run()
-    for statistic in (st.fisher_diagonal, st.kfac_factors):
-        statistic(model, loss, st.empirical)(*given)
+    for statistic in (fp.statistics.fisher_diagonal, fp.statistics.kfac_factors):
+        statistic(model, loss, fp.statistics.empirical)(params, P, T[:, 0])
     S = jax.ShapeDtypeStruct((), jnp.float32)
     report = fp.check_layer(loss, (S, S))
     report.assert_ok()
     assert not report.notes
 
 
-def test_what_is_not_a_loss_is_told_what_to_do():
-    import optax
-
+def test_a_loss_made_of_a_function():
+    """As the refusal of a bare function tells one to."""
     prototype = fp.function(lambda _, pt: (pt[0] - pt[1]) ** 2, fp.no_parameters, name="square")
-    for given, message in (
-        (lambda p, y: jnp.mean(p - y), r"bare function; use a loss of funcprop \(mean_squared"),
-        (optax.l2_loss, r"l2_loss is not a Loss: it is a bare function.*function\(f, no_param"),
-        (prototype, r"square is not a Loss: it is a Layer.*Loss\(layer.init, layer.forward"),
-        (fp.softmax_cross_entropy, r"constructor, call it: softmax_cross_entropy\(\)"),
-        (3, r"3 is not a Loss: it is a int"),
-    ):
-        with pytest.raises(LayerError, match=message):
-            fp.value_and_backprop(fp.dense(1), given)
     loss = fp.Loss(*prototype[:3], name="square")
     _, grads = fp.value_and_backprop(fp.identity, loss)((), T[:, 0], P[:, 0])
     assert grads == ()
-    for wrong in (fp.mean_squared_error, XENT):
-        with pytest.raises(LayerError, match=rf"{wrong.name}: it is a Loss already"):
-            wrong(P, LABELS)
-
-
-def test_check_layer_on_shapes_that_do_not_say_enough():
-    with pytest.raises(LayerError, match=r"labels must be integers; give check_layer x="):
-        fp.check_layer(XENT, ((10,), ()))
-    structs = (jax.ShapeDtypeStruct((5,), jnp.float32),) * 2
-    with pytest.raises(LayerError, match=r"a distribution is due; give check_layer x="):
-        fp.check_layer(XENT, structs)
-
-
-def test_options_are_checked():
-    with pytest.raises(LayerError, match=r"label_smoothing is 1.0, .* at least 0 and below 1"):
-        fp.softmax_cross_entropy(1.0)
-    with pytest.raises(LayerError, match="threshold is 0, it must be a finite number above 0"):
-        fp.huber(0)

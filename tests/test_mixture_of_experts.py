@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.checking import automatic
 from funcprop.layers import routing
 from tests.drawing import params_of
@@ -204,13 +203,6 @@ def test_of_examples_of_one_token_the_balance_is_that_of_all_of_them():
     np.testing.assert_allclose(grads, by_router, atol=64 * EPS)
 
 
-def test_of_examples_of_one_token_per_example_statistics_refuse():
-    loss = fp.auxiliary(fp.mean_squared_error, 0.1)
-    norms = fp.statistics.squared_norms(COUNTED, loss)
-    with pytest.raises(LayerError, match="it mixes the examples of a batch"):
-        jax.eval_shape(norms, params_of(COUNTED, (2,)), normal(4, 2), normal(4, 2))
-
-
 # ------------------------------------------------------------------------- whole models
 
 TOKENS = (5, 4)
@@ -352,77 +344,6 @@ def test_of_a_loss_with_parameters():
     ours = fp.value_and_backprop(both, loss)
     reference = automatic(both, loss).estimate
     fp.compare(ours, lambda *a: reference(a[0], (), *a[1:], None)[:2], params, x, y).assert_ok()
-
-
-X, Y = jnp.ones((2, 3, 4)), jnp.array([0, 1])
-MOE = fp.mixture_of_experts(3, 5)
-P, _ = MOE.init(KEY, (3, 4))
-PAIR = (jnp.ones((2, 3)), jnp.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (
-            lambda: fp.mixture_of_experts(0, 3),
-            "mixture_of_experts: experts is 0, it must be a pos",
-        ),
-        (lambda: fp.mixture_of_experts(2, 1.5), "hidden is 1.5"),
-        (lambda: fp.mixture_of_experts(2, 3, chosen=3), "chosen is 3, at most the 2 experts"),
-        (lambda: fp.mixture_of_experts(2, 3, activation=jnp.tanh), "tanh is not a Layer"),
-        (
-            lambda: fp.mixture_of_experts(2, 3, activation=fp.dense(3)).init(KEY, (4,)),
-            "its activation dense has parameters",
-        ),
-        (lambda: MOE.init(KEY, ()), r"shape is \(\), \(..., n > 0\) is due"),
-        (lambda: MOE.apply({"w": 1}, X), r"params is not a dict of \['down', 'router', 'up'\]"),
-        (lambda: MOE.apply(P, X.astype(int)), "x is int32, floats are due"),
-        (lambda: MOE.apply(P, X[0, 0]), r"x is \(4,\), a batch \(B, ..., n\)"),
-        (lambda: MOE.apply(P, X[..., :3]), r"up holds float32\[3, 5, 4\], float32\[3, 5, 3\] is"),
-        (lambda: MOE.apply(P, X.astype("bfloat16")), r"bfloat16\[3, 5, 4\] is due"),
-        (lambda: MOE.apply(P, (X, Y, Y, Y)), r"x is a tuple of 4, \(x, mask\), \(x, balance\) or"),
-        (lambda: MOE.apply(P, (X, Y)), r"balance is int32\[2\], float32\[2\] is due"),
-        (lambda: MOE.apply(P, (X, X[..., 0])), r"balance is float32\[2, 3\], .* a mask is of bool"),
-        (
-            lambda: MOE.apply(P, (X, X[..., 0], X[:, 0, 0])),
-            r"mask is float32\[2, 3\], bool\[2, 3\]",
-        ),
-        (lambda: MOE.apply(P, (X, Y > 0)), r"mask is bool\[2\], bool\[2, 3\] is due"),
-        (lambda: MOE.apply(P, (X, [[True] * 3] * 2)), "balance is a list, float32"),
-        (
-            lambda: MOE.init(KEY, jax.eval_shape(lambda: (X[0], Y[0] > 0))),
-            r"shape is .*, \(..., n > 0\) is due, or that with a mask \(...\), with a balance",
-        ),
-        (
-            lambda: fp.transformer_block(2, 8, experts=MOE),
-            "transformer_block: hidden and experts are given, one of them is due",
-        ),
-        (lambda: fp.transformer_block(2, 0), "transformer_block: hidden is 0"),
-        (
-            lambda: fp.transformer_block(2, feed_forward=MOE).init(
-                KEY, jax.eval_shape(lambda: (X[0], X[0, :, 0] > 0))
-            ),
-            r"residual: entry 0 of what its layer serial gives is a tuple.* as experts=layer",
-        ),
-        (lambda: fp.auxiliary(fp.softmax_cross_entropy, 1.0), "constructor, call it"),
-        (lambda: fp.auxiliary(LOSS, "1"), "coefficient is '1', a number is due"),
-        (lambda: fp.auxiliary(LOSS, float("inf")), "coefficient is inf, a finite number"),
-        (lambda: LOSS.apply((), PAIR[0]), r"x must be the pair \(prediction, target\)"),
-        (lambda: LOSS.apply((), (PAIR[0], Y)), "prediction is one array, a pair"),
-        (lambda: LOSS.apply((), ((*PAIR, Y), Y)), "prediction is a tuple of 3, a pair"),
-        (
-            lambda: LOSS.apply((), ((PAIR[0], Y), Y)),
-            r"beside the prediction is int32\[2\], float32",
-        ),
-        (
-            lambda: fp.softmax_cross_entropy().apply((), (PAIR, Y)),
-            r"returns a tuple of 2, a loss takes one array; .* use auxiliary\(loss, coefficient\)",
-        ),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()
 
 
 def routed(m):

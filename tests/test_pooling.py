@@ -7,7 +7,6 @@ import pytest
 from jax import lax
 
 import funcprop as fp
-from funcprop import LayerError
 from tests.drawing import whole_or_pairs
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -157,52 +156,6 @@ def test_shapes_are_numpy_s():
 
 
 X = jnp.ones((2, 6, 5, 4))
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.max_pool(2, padding="CAUSAL"), "padding is 'CAUSAL', one of SAME, VALID"),
-        (
-            lambda: fp.max_pool(0).apply((), X),
-            "max_pool: window is 0, it must be a positive integer",
-        ),
-        (lambda: fp.max_pool((2, 2, 2)).apply((), X), r"window is \(2, 2, 2\), .* 2 of them"),
-        (lambda: fp.max_pool(2, -1).apply((), X), "stride is -1"),
-        (lambda: fp.max_pool(7).apply((), X), r"one example is \(6, 5, 4\), too small for the wi"),
-        (lambda: fp.max_pool(7).init(KEY, (6, 5, 4)), "too small"),
-        (
-            lambda: fp.max_pool(2, 1, [(2, 0), (0, 0)]).apply((), X),
-            r"less than the window \(2, 2\)",
-        ),
-        (lambda: fp.max_pool(2, 1, [(0, 0)]).apply((), X), r"a pair .* for each of 2 axes is due"),
-        (lambda: fp.max_pool(2).apply((), X[0, 0]), r"one example is \(4,\), \(\*sizes, channels"),
-        (lambda: fp.max_pool(2).init(KEY, (4,)), r"one example is \(4,\)"),
-        (lambda: fp.max_pool(2).apply((), X.astype(int)), "max_pool: x is int32, floats are due"),
-        (lambda: fp.avg_pool(7).apply((), X), "avg_pool: .* too small"),
-        (lambda: fp.avg_pool(2).apply((), X.astype(int)), "avg_pool: x is int32"),
-        (lambda: fp.global_avg_pool.apply((), X.astype(int)), "global_avg_pool: x is int32"),
-        (lambda: fp.global_avg_pool.init(KEY, (4,)), "global_avg_pool: one example"),
-        (lambda: fp.global_avg_pool.apply((), X[0, 0]), "global_avg_pool: one example"),
-        (lambda: fp.reshape(-1, -1), "only one entry may be -1"),
-        (lambda: fp.reshape(2.0), "whole numbers are due"),
-        (lambda: fp.reshape(7, -1).apply((), X), r"\(6, 5, 4\) with 120 elements, .* \(7, -1\)"),
-        (lambda: fp.reshape(7).init(KEY, (2, 3)), "with 6 elements, they do not fill"),
-        (lambda: fp.reshape(7).apply((), [1]), "x is a list, an array is due"),
-        (lambda: fp.flatten.init(KEY, (jax.ShapeDtypeStruct((2,), float),)), "that of one array"),
-        (lambda: fp.flatten.apply((), (X, X)), "x is a tuple, an array is due"),
-        (lambda: fp.transpose(0, 1).apply((), X), r"axes is \(0, 1\), the numbers 0 to 2"),
-        (lambda: fp.transpose(1, 2, 3).init(KEY, (2, 3, 4)), "the numbers 0 to 2"),
-        (lambda: fp.transpose().apply((), None), "x is missing"),
-        (lambda: fp.concatenate.apply((), X), "concatenate: x is .*, a tuple of arrays is due"),
-        (lambda: fp.concatenate.init(KEY, (6, 5)), r"shape is \(6, 5\), a tuple of arrays is due"),
-        (lambda: fp.concatenate.apply((), (X, X[:, :, 1:])), "in the last axis only"),
-        (lambda: fp.concatenate.apply((), (X, X.astype(int))), r"float32.*, int32.*; one dtype"),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()
 
 
 def test_concatenate_puts_arrays_side_by_side_and_cuts_their_delta():

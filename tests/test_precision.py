@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
-from funcprop import LayerError, cast
+from funcprop import cast
 from funcprop.cases.catalogue import ACTIVATIONS, LAYERS
 from funcprop.core.checks import is_inexact
 
@@ -348,27 +348,3 @@ def test_angles_of_gradients_whose_squares_are_no_numbers():
         found = metrics(state, (jnp.full((1, 2), size), -jnp.ones((1, 1))))
         np.testing.assert_allclose(found["angle"], 0, atol=0.1)
         np.testing.assert_allclose(found["ratio"], 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: cast(fp.dense(3), "int32"), "dtype is int32, one of floats is due"),
-        (lambda: cast(jnp.tanh, "bfloat16"), "tanh is not a Layer"),
-        (
-            lambda: cast(fp.tanh, "float64").apply((), X),
-            "dtype is float64, which jax.enable_x64 has to allow",
-        ),
-        (
-            lambda: swept(
-                cast(fp.dense(3), "bfloat16"),
-                {"w": jnp.ones((3, 5)), "b": jnp.ones(3, jnp.bfloat16)},
-                X,
-            ),
-            r"params are \['bfloat16', 'float32'\], one dtype is due",
-        ),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

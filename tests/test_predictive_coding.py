@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError, fixed_prediction, predictive_coding, zil
+from funcprop import fixed_prediction, predictive_coding, zil
 from funcprop.core.combinators import blocks
 from funcprop.learning.chain import chain
 from funcprop.learning.predictive_coding import _errors, moved
@@ -284,40 +284,3 @@ def test_it_trains():
     assert found["accuracy"] > 0.9
     due = jax.jit(lambda params: mean_loss(model, params, x, y))(state.params)
     np.testing.assert_allclose(found["loss"], due, rtol=1e-12)
-
-
-def test_errors():
-    params, x, y = drawn(DEEP, (4,), 5)
-    with pytest.raises(
-        LayerError, match=r"predictive_coding: steps is 0, it must be a positive integer"
-    ):
-        predictive_coding(DEEP, LOSS, steps=0)
-    with pytest.raises(
-        LayerError,
-        match=r"fixed_prediction: rate is 2, it must be a finite number above 0 and at most 1",
-    ):
-        fixed_prediction(DEEP, LOSS, rate=2)
-    with pytest.raises(LayerError, match=r"zil: linear_cross_entropy has parameters; put them"):
-        zil(DEEP, fp.linear_cross_entropy(3))
-
-    def estimate(model, params):
-        return jax.eval_shape(lambda p: zil(model, LOSS).estimate(p, (), x, y, None), params)
-
-    with pytest.raises(LayerError, match=r"zil: the model, dense, is one block.*make it a serial"):
-        estimate(fp.dense(3), params[0])
-    ids = fp.function(
-        lambda _, z: jnp.argmax(z, axis=-1),
-        lambda key, shape: ((), jax.ShapeDtypeStruct((), jnp.int32)),
-        name="largest",
-    )
-    model = fp.serial(fp.dense(4), ids, fp.embedding(4, 3))
-    own = jax.eval_shape(lambda key: model.init(key, (4,))[0], jax.random.key(0))
-    with pytest.raises(
-        LayerError, match=r"layers\[0:2\] zil: the block of dense, largest gives no"
-    ):
-        estimate(model, own)
-    with pytest.raises(LayerError, match=r"serial: params has \d entries, a tuple of \d is due"):
-        estimate(DEEP, (params[0], *params[2:]))
-    wrong = (*params[:-1], {"w": np.ones((3, 9)), "b": np.ones(3)})
-    with pytest.raises(LayerError, match=rf"^layers\[{len(params) - 1}\] dense: x has"):
-        estimate(DEEP, wrong)

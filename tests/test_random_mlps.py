@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop.checking import compare
-from funcprop.core.checks import LayerError
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -249,69 +248,3 @@ def test_initial_weights_have_variance_2_over_the_inputs():
     assert np.std(params[0]["w"]) == pytest.approx(math.sqrt(2 / 200), rel=0.02)
     assert np.std(params[1]["w"]) == pytest.approx(math.sqrt(2 / 300), rel=0.02)
     assert not params[0]["b"].any()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda p: fp.init(jax.random.key(0), (4,)),
-            r"mlp: sizes is \(4,\), it must be two or more",
-        ),
-        (lambda p: fp.init(jax.random.key(0), (4, 0)), r"sizes is \(4, 0\)"),
-        (lambda p: fp.init(jax.random.key(0), (4, 2.0)), r"two or more positive integers"),
-        (lambda p: fp.apply({}, jnp.ones((1, 4))), r"params must be a tuple of"),
-        (
-            lambda p: fp.apply(p, jnp.ones((2, 5))),
-            r"layers\[0\] dense: x has 5 features, its weights take 4 \(w is \(6, 4\)\); check",
-        ),
-        (lambda p: fp.apply(p, jnp.ones(4)), r"x has shape \(4,\), a batch .* use x\[None\]"),
-        (lambda p: fp.apply(p, jnp.ones((2, 4), int)), r"layers\[0\] dense: x is int32, floats"),
-        (
-            lambda p: fp.apply(p, jnp.ones((2, 4), jnp.bfloat16)),
-            r"layers\[0\] dense: x is bfloat16, w is float32; cast",
-        ),
-        (
-            lambda p: fp.apply((p[0], p[0]), jnp.ones((2, 4))),
-            r"layers\[1\] dense: x has 6 features, its weights take 4",
-        ),
-        (
-            lambda p: fp.apply((p[0], {"w": p[1]["w"]}), jnp.ones((2, 4))),
-            r"layers\[1\] dense: params is \['w'\], a dict of \['b', 'w'\] is due",
-        ),
-        (lambda p: fp.apply(p, jnp.ones((2, 4)), jax.nn.relu), r"dense: .*elementwise"),
-        (lambda p: fp.apply(p, jnp.ones((2, 4)), fp.leaky_relu), r"call it: leaky_relu\("),
-        (lambda p: fp.mlp((4, 2)).init(jax.random.key(0), (5,)), r"its sizes \(4, 2\) take \(4,\)"),
-        (lambda p: fp.summary(fp.mlp((4, 2)), (5,)), r"its sizes \(4, 2\) take \(4,\)"),
-        (
-            lambda p: fp.serial(fp.dense(5), fp.mlp((4, 2))).init(jax.random.key(0), (3,)),
-            r"layers\[1\]\.layers\[0\] mlp: shape is \(5,\)",
-        ),
-        (lambda p: fp.mlp(4, 8, 3), r"mlp: sizes are given one by one; .* \(4, 8, 3"),
-        (lambda p: fp.init(jax.random.key(0), 4, 3), r"one by one; write a tuple, \(4, 3"),
-        (lambda p: fp.init(3, (4, 2)), r"key is 3, .* write jax.random.key\(3\)"),
-        (lambda p: fp.init((4, 2), jax.random.key(0)), r"mlp: sizes is key<fry>\[\]"),
-        (lambda p: fp.apply(jnp.ones((2, 4)), p), r"params is float32\[2, 4\]; .* come first"),
-        (
-            lambda p: fp.backprop(jnp.ones((2, 4)), jnp.ones((2, 3)), p),
-            r"mlp: params is float32\[2, 4\]; .* come first",
-        ),
-        (lambda p: fp.apply(fp.mlp((4, 3)), p, jnp.ones((2, 4))), "params is a Layer"),
-        (
-            lambda p: fp.backprop(p, jnp.ones((2, 4)), jnp.ones((2, 3)), fp.softmax_cross_entropy),
-            r"softmax_cross_entropy is not a Loss: it is a constructor",
-        ),
-        (
-            lambda p: fp.backprop(p, jnp.ones((2, 4)), jnp.ones((3, 3))),
-            r"x and y have shapes .*one leading batch axis",
-        ),
-        (lambda p: fp.backprop(p, jnp.ones((0, 4)), jnp.ones((0, 3))), r"1 or more examples"),
-        (lambda p: fp.backprop(p, jnp.ones((2, 4)), jnp.ones((2, 1))), r"prediction is \(2, 3\)"),
-    ],
-)
-def test_messages(call, message):
-    params = fp.init(jax.random.key(0), (4, 6, 3))
-    with pytest.raises(LayerError, match=message):
-        call(params)
-    with pytest.raises(LayerError, match=message):  # and while tracing
-        jax.eval_shape(call, params)

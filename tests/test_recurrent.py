@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from jax import lax
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.cases.case import normal
 from tests.drawing import params_of
 
@@ -432,72 +431,3 @@ def test_a_bfloat16_state_is_carried_in_float32():
     _, (_, c) = fp.lstm(1, state=True).apply(params, (x, (zero, zero)))
     assert c.dtype == "bfloat16"
     assert float(c[0, 0]) == pytest.approx(200 * sigma(-5.3125), rel=0.02)
-
-
-# --------------------------------------------------------------------------- refusals
-
-X, H = jnp.ones((2, 3, 4)), jnp.ones((2, 5))
-P = {
-    name: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes_of(name, 4, 5))
-    for name in LAYERS
-}
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.lstm(0), "lstm: hidden is 0, it must be a positive integer"),
-        (lambda: fp.rnn(5, truncate=0), "rnn: truncate is 0, it must be a positive"),
-        (lambda: fp.gru(5, chunk=1.5), r"gru: chunk is 1.5, it must be a positive"),
-        (lambda: fp.rnn(5, jnp.tanh), "rnn: tanh is not a Layer"),
-        (lambda: fp.rnn(5, fp.dense(3)).init(KEY, (3, 4)), "activation dense has parameters"),
-        (lambda: fp.lstm(5).init(KEY, (4,)), r"lstm: shape is \(4,\), \(T, d\) is due"),
-        (lambda: fp.lstm(5).apply(P["lstm"], X[0]), r"lstm: x is \(3, 4\), sequences"),
-        (lambda: fp.lstm(5).apply(P["lstm"], X[..., :2]), r"w is \(20, 4\), \(20, 2\) is due"),
-        (lambda: fp.lstm(6).apply(P["lstm"], X), r"w is \(20, 4\), \(24, 4\) is due"),
-        (lambda: fp.lstm(5).apply(P["lstm"], X.astype("bfloat16")), "x is bfloat16, w is float32"),
-        (lambda: fp.lstm(5).apply(P["lstm"], X.astype(int)), "lstm: x is int32, floats are due"),
-        (lambda: fp.lstm(5).apply(P["gru"], X), r"params is \['h', 'x'\], a dict of \['b', 'u'"),
-        (lambda: fp.gru(5).apply(P["lstm"], X), r"gru: params is no dict of \['h', 'x'\]"),
-        (lambda: fp.gru(4).apply(P["gru"], X), r"gru: w is \(15, 4\), \(12, 4\) is due"),
-        (lambda: fp.gru(5).apply(P["gru"], (X, X)), "gru: lengths is float32.*, integers"),
-        (lambda: fp.gru(5).apply(P["gru"], (X, jnp.array([1, 4]))), "gru: a length is 4, .* 3 st"),
-        (lambda: fp.gru(5).apply(P["gru"], (X, X, X)), r"3 entries, .*taken with state=True"),
-        (lambda: fp.gru(5, state=True).apply(P["gru"], X), r"1 entries, \(x, state\) or \(x, len"),
-        (
-            lambda: fp.lstm(5, state=True).apply(P["lstm"], (X, H)),
-            r"state is a \w+, a tuple of 2 float32\[2, 5\] is due",
-        ),
-        (
-            lambda: fp.gru(5, state=True).apply(P["gru"], (X, H[:1])),
-            r"state is float32\[1, 5\], float32\[2, 5\] is due",
-        ),
-        (
-            lambda: fp.rnn(5, state=True).apply(P["rnn"], (X, H.astype("bfloat16"))),
-            r"state is bfloat16\[2, 5\], float32\[2, 5\]",
-        ),
-        (lambda: fp.reverse(fp.lstm), "reverse: lstm is not a Layer: it is a constructor"),
-        (lambda: fp.reverse(fp.gru(5)).apply(P["gru"], X[0]), r"reverse: x is \(3, 4\), sequences"),
-        (lambda: fp.bidirectional(fp.rnn), "rnn is not a Layer: it is a constructor, call it"),
-        (
-            lambda: fp.bidirectional(fp.rnn(5)).apply(P["rnn"], X),
-            "bidirectional: params is no pair",
-        ),
-        (
-            lambda: fp.bidirectional(fp.rnn(5)).apply((P["rnn"],) * 2, X[0]),
-            r"layers\[0\] rnn: x is \(3, 4\), sequences",
-        ),
-        (
-            lambda: fp.bidirectional(fp.rnn(5, state=True)).apply((P["rnn"],) * 2, (X, H)),
-            "bidirectional: state is no pair",
-        ),
-        (lambda: fp.from_pytorch(X[0], X[0]), r"w_ih is \(3, 4\) and w_hh \(3, 4\); \(n H, d\)"),
-        (
-            lambda: fp.from_pytorch(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(2)),
-            r"b_ih is \(2,\), \(8,\) is due",
-        ),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

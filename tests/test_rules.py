@@ -133,26 +133,6 @@ def test_forward_forward_weighs_true_and_wrong_labels_alike():
     fp.compare(*both(np.where(np.arange(12) < 8, 1.0, 0.0).astype(np.float32))).assert_ok()
 
 
-def test_rules_without_use_for_weights_refuse_them():
-    private = fp.dp_sgd(MODEL, CE, max_norm=1.0, noise_multiplier=1.0, sampling_rate=0.5)
-    objective = fp.evolution(lambda params, x, y, key: jnp.mean(params[0]["w"] ** 2), pairs=2)
-    for rule, message in (
-        (private, "dp_sgd: it takes no sample_weight, since each example must count for one"),
-        (objective, "evolution: it takes no sample_weight, its objective has none"),
-    ):
-        with pytest.raises(LayerError, match=message):
-            fp.fit(rule, SGD, PARAMS, (X, Y), key=KEY, steps=1, sample_weight=np.ones(12))
-    normed = fp.serial(fp.batch_norm(), fp.dense(5), fp.dense(3))
-    estimate = fp.zil(normed, CE).estimate
-    with pytest.raises(
-        LayerError, match=r"layers\[0\] batch_norm: .*energy knows no sample_weight"
-    ):
-        jax.eval_shape(
-            lambda params: estimate(params, (), X, Y, None, sample_weight=np.ones(12)),
-            shapes(normed, (8,)),
-        )
-
-
 # ------------------------------------------------------------------------- without a key
 
 
@@ -380,21 +360,3 @@ def test_optimisers_of_a_rules_own(name):
         jax.eval_shape(
             lambda params: rule.estimate(params, rule.init(KEY, params), X, Y, KEY), PARAMS
         )
-
-
-# -------------------------------------------------------------------------------- arguments
-
-
-def test_arguments_out_of_order():
-    with pytest.raises(LayerError, match=r"^loss: serial is not a Loss.*stands in front of the"):
-        fp.feedback_alignment(CE, MODEL)
-    with pytest.raises(LayerError, match=r"^equilibrium_propagation: activation is dense, one tha"):
-        fp.equilibrium_propagation(MODEL, CE, activation=fp.dense(3))
-    with pytest.raises(LayerError, match=r"^equilibrium_propagation: activation: tanh is not a L"):
-        fp.equilibrium_propagation(MODEL, CE, activation=jnp.tanh)
-    with pytest.raises(LayerError, match=r"^weight_mirror: rate is 2.0, and so is the decay"):
-        fp.weight_mirror(MODEL, CE, rate=2.0)
-    for name in SHAPED[:2]:
-        rule = getattr(fp, name)(MODEL, CE, (8,), feedback=lambda key, shape: jnp.zeros(shape))
-        with pytest.raises(LayerError, match=rf"^{name}: the feedback of layers\[0\] is 0, so no"):
-            rule.init(KEY, PARAMS)

@@ -9,7 +9,6 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import funcprop as fp
-from funcprop import LayerError
 
 MSE, CE = fp.mean_squared_error, fp.softmax_cross_entropy()
 KEY = jax.random.key(0)
@@ -241,31 +240,3 @@ def test_they_train(make):
     value, tree, _ = jax.jit(lambda params: rule.estimate(params, (), x, y, None))(state.params)
     assert not any(leaf.any() for leaf in jax.tree.leaves(tree))
     assert abs(fp.evaluate(rule, state.params, (x, y))["loss"] - float(value)) < 1e-6
-
-
-def test_errors():
-    model = fp.mlp((3, 2))
-    with pytest.raises(LayerError, match="directions is 0, it must be a positive integer"):
-        fp.forward_gradient(model, MSE, directions=0)
-    with pytest.raises(LayerError, match="has parameters, which no activity stands for"):
-        fp.forward_gradient(model, fp.linear_cross_entropy(5), activities=True)
-    mixing = fp.serial(fp.dense(3), fp.batch_norm(), fp.dense(2))
-
-    def estimate(rule, params, x, y):
-        return jax.eval_shape(lambda params: rule.estimate(params, (), x, y, KEY), params)
-
-    with pytest.raises(LayerError, match=r"batch_norm: it mixes.*perturb the weights"):
-        estimate(fp.forward_gradient(mixing, MSE, activities=True), *made(mixing, (3,)))
-    with pytest.raises(LayerError, match="pairs is 0"):
-        fp.evolution(linear, pairs=0)
-    with pytest.raises(LayerError, match="sigma is 0, it must be a finite number above 0"):
-        fp.evolution(linear, sigma=0)
-    p = jnp.ones(3)
-    with pytest.raises(LayerError, match="chunk is 5, a divisor of the 8 pairs is due"):
-        estimate(fp.evolution(linear, pairs=8, chunk=5), p, p, None)
-    with pytest.raises(LayerError, match=r"the objective gave float64\[3\], one number, a float"):
-        estimate(fp.evolution(lambda p, x, y, key: p), p, p, None)
-    with pytest.raises(LayerError, match="no prediction; give evolution a predict"):
-        fp.evolution(linear).predict(p, p)
-    with pytest.raises(LayerError, match=r"axis is 'people', the mesh has .*set_mesh"):
-        estimate(fp.evolution(linear, axis="people"), p, p, None)

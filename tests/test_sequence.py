@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError
 
 X = jnp.arange(24.0).reshape(3, 4, 2)
 
@@ -48,22 +47,3 @@ def test_lengths_of_narrow_integers_fit_long_sequences(dtype):
     _, residuals = fp.last_step.forward((), (x, narrow))  # outside of a trace too
     delta_x = fp.last_step.backward((), residuals, jnp.ones((2, 1)))[0][0]
     assert np.argwhere(delta_x[..., 0]).tolist() == [[0, 2], [1, 99]]
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.last_step.apply((), X[0]), r"last_step: x is \(4, 2\), sequences"),
-        (lambda: fp.last_step.apply((), X[:, :0]), r"sequences \(B, T > 0, d\) are due"),
-        (lambda: fp.last_step.apply((), X.astype(int)), "x is int32, floats are due"),
-        (lambda: fp.last_step.apply((), (X, X)), "lengths is float32.*, integers"),
-        (lambda: fp.last_step.apply((), (X, jnp.array([1, 2]))), r"integers \[3\] are due"),
-        (lambda: fp.last_step.apply((), (X, [1, 2, 3])), r"lengths is \[1, 2, 3\]"),
-        (lambda: fp.last_step.apply((), (X, jnp.array([1, 5, 2]))), "length is 5, .* the 4 steps"),
-        (lambda: fp.last_step.apply((), (X, jnp.array([1, -1, 2]))), "a length is -1"),
-        (lambda: fp.last_step.init(jax.random.key(0), (4,)), r"shape is \(4,\), \(T, d\) is due"),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

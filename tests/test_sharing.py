@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 import funcprop as fp
-from funcprop import LayerError, share
+from funcprop import share
 from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-KEY = jax.random.key(0)
 IDS = jnp.array([[0, 4, 4], [2, 4, 0]])
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 tied = share(
@@ -109,39 +108,3 @@ def test_a_share_can_be_repeated_and_rebuilt():
     path = jax.tree_util.tree_flatten_with_path((0.0, 0.0))[0]
     by_keys = share(model.parts[0], *(place for place, _ in path))
     fp.compare(swept(by_keys, params, X), swept(model, params, X)).assert_ok()
-
-
-two = fp.serial(fp.dense(4), fp.dense(4), fp.tanh)
-
-
-def backward_of(model):
-    return swept(model, params_of(model, (4,)), X)
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: share(two, (0,)), "1 paths came, two or more"),
-        (lambda: share(two, 0, 1), r"a path is 0, a tuple is due, as \(0,\)"),
-        (lambda: share(two, (0,), (0,)), r"\(0,\) and \(0,\) overlap"),
-        (lambda: share(two, (0,), (0, "w")), r"\(0,\) and \(0, 'w'\) overlap"),
-        (lambda: share(two, (0,), (-1,)), r"\(-1,\) counts from the end"),
-        (lambda: share(two, (0,), (7,)).init(KEY, (4,)), r"params have no \(7,\)"),
-        (lambda: share(two, (2,), (0,)).init(KEY, (4,)), r"\(2,\) has no parameters"),
-        (lambda: share(two, (0,), (1,)).init(KEY, (5,)), r"\(1,\) has .*\(0,\) has .*alike"),
-        (lambda: share(two, (0,), (1,)).apply((), X), "params must be {'shared'"),
-        (
-            lambda: backward_of(share(two, (0, "w"), (1, "w"))),
-            r"\(0, 'w'\) lies inside the site at \(0,\); share the whole site",
-        ),
-        (
-            lambda: backward_of(
-                share(fp.serial(fp.repeat(fp.dense(4), 2), fp.repeat(fp.dense(4), 2)), (0,), (1,))
-            ),
-            r"\(0,\) lies inside repeat; share outside of it",
-        ),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

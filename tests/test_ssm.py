@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcprop as fp
-from funcprop import LayerError
 from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -182,42 +181,3 @@ def test_memory_of_one_step_lasts():
             rule, optax.adam(1e-2), params, (x, x[:, 0]), key=KEY, steps=60, every=60
         )
     assert history["loss"][-1] < 0.3 * history["loss"][0]
-
-
-U, X = jnp.ones((2, 3, 4)), jnp.ones((2, 3, 2))
-R, UNIT = fp.diagonal_recurrence(), fp.ssm(2)
-P, Q = R.init(KEY, (3, 4))[0], UNIT.init(KEY, (3, 2))[0]
-S = fp.diagonal_recurrence(state=True)
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: fp.diagonal_recurrence(radius=(0.5, 0.5)), r"radius is \(0.5, 0.5\), two numbers"),
-        (lambda: fp.diagonal_recurrence(radius=0.5), "radius is 0.5, two numbers 0 ≤ inner"),
-        (lambda: fp.diagonal_recurrence(phase=7), r"phase is 7, a number in \(0, 2π\]"),
-        (lambda: fp.ssm(0), "ssm: states is 0"),
-        (lambda: R.init(KEY, (3, 5)), "u has 5 features, 2 N are due"),
-        (lambda: R.init(KEY, (3,)), r"shape is \(3,\), \(T, n\) is due"),
-        (lambda: S.init(KEY, (3, 4)), r"that of \(T, n\) and of a state \(2 N,\) is due"),
-        (lambda: R.apply(P, U.astype(int)), "diagonal_recurrence: u is int32, floats are due"),
-        (lambda: R.apply(P, U[..., :3]), r"u is \(2, 3, 3\), sequences \(B, T > 0, 2 N\)"),
-        (lambda: R.apply(P, U[:, :0]), r"u is \(2, 0, 4\), sequences"),
-        (lambda: R.apply({"nu": 1}, U), r"params is not a dict of \['nu', 'theta'\]"),
-        (lambda: R.apply(P, X), r"nu is float32\[2\], float32\[1\] is due"),
-        (lambda: R.apply(P, U.astype("bfloat16")), r"nu is float32\[2\], bfloat16\[2\] is due"),
-        (lambda: R.apply(P, (U, U[:, 0])), "a tuple of 2, one array .* due with state=False"),
-        (lambda: S.apply(P, U), r"one array, a pair \(sequences, state\) is due with state=True"),
-        (lambda: S.apply(P, (U, U)), r"state is float32\[2, 3, 4\], float32\[2, 4\] is due"),
-        (lambda: UNIT.apply({"w": 1}, X), r"params is not a dict of \['in', 'out', 'rec"),
-        (lambda: UNIT.apply(Q, X[0]), r"ssm: x is \(3, 2\), sequences \(B, T > 0, n\)"),
-        (lambda: UNIT.apply(Q, U), r"d is float32\[2\], float32\[4\] is due, one a feature"),
-        (
-            lambda: UNIT.apply(Q | {"in": {"w": jnp.ones((2, 2))}}, X),
-            r"ssm dense: w is \(2, 2\), w \(4, n\)",
-        ),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()

@@ -458,9 +458,6 @@ def test_clipping():
             own = np.sqrt(sum(np.sum(g.reshape(3, -1) ** 2, 1) for g in layer.values()))
             assert_alike(grads, clipped(layer, own, max_norm), 1e-6)
         np.testing.assert_allclose(by_layer.squared_norms, norms**2, rtol=1e-5, atol=1e-9)
-    for wrong in (0.0, -1.0, float("nan")):
-        with pytest.raises(LayerError, match=r"max_norm is .* a number above 0 is due"):
-            statistics.clipped_gradient(wrong)
 
 
 def test_norms_and_gradient_take_a_tenth_of_the_memory_of_vmap():
@@ -513,8 +510,6 @@ def test_jacobian(small):
             return statistics.jacobian(model)(params, x), due
 
         assert_alike(*jax.device_get(run(params, x)), 1e-12)
-    with pytest.raises(LayerError, match="output is no array of floats"):
-        statistics.jacobian(fp.fork(2))((), x)
 
 
 def test_saliency(small):
@@ -829,8 +824,6 @@ def test_eigenpairs_of_the_gauss_newton_matrix(small):
     assert np.all(found.residuals < 1e-8)
     error = np.abs(short.values[:, None] - values).min(1)
     assert np.all(error <= short.residuals + 1e-12)
-    with pytest.raises(LayerError, match="count ≤ steps ≤ 2 parameters is due"):
-        statistics.eigenpairs(lambda v: v, jnp.ones(2), 1, 3, jax.random.key(0))
 
 
 def flat_rows(vectors):
@@ -926,12 +919,6 @@ def test_eigenpairs_of_narrow_floats_and_of_what_is_not_finite():
     np.testing.assert_allclose(found.values, [-8, 4], atol=8 * 4 * 2**-8)
     assert np.all(np.isnan(bad.values))
     assert np.all(np.isnan(bad.residuals))
-    with pytest.raises(LayerError, match=r"like\['ids'\] is int32, it must be of real floats"):
-        statistics.eigenpairs(
-            lambda v: v, {"ids": jnp.arange(3, dtype="int32")}, 1, 1, jax.random.key(0)
-        )
-    with pytest.raises(LayerError, match=r"product gave arrays of shapes \(2,\).*like, \(3,\)"):
-        statistics.eigenpairs(lambda v: v[:2], jnp.ones(3), 1, 1, jax.random.key(0))
 
 
 NARROW = fp.affine(1, bias=False)  # under the absolute error the gradient of an example is x
@@ -1010,13 +997,3 @@ def test_clipping_of_what_is_not_finite_and_by_a_bound_that_is_none():
         assert np.all(np.isnan(clip(jnp.float32(1), x.at[0].set(bad)).gradient["w"]))
     np.testing.assert_array_equal(clip(jnp.float32(jnp.inf), x).gradient["w"], x)
     np.testing.assert_array_equal(clip(jnp.float32(1), 0 * x).gradient["w"], 0)
-
-
-def test_batches_whose_counts_do_not_fit():
-    """Five inputs and four targets, and the other way round: nine of each."""
-    between = statistics.inner_products_between(NARROW, fp.mean_absolute_error)
-    x, y = jnp.zeros((5, 4)), jnp.zeros((5, 1))
-    with pytest.raises(LayerError, match=r"batch has x and y of shapes \[\(5, 4\), \(4, 1\)\]"):
-        between({"w": jnp.zeros((1, 4))}, (x, y[:4]), (x[:4], y))
-    with pytest.raises(LayerError, match=r"other has x and y .* same number of examples"):
-        between({"w": jnp.zeros((1, 4))}, (x, y), (x[:4], y))

@@ -180,35 +180,3 @@ def test_a_loss_with_parameters():
 def test_numpy_arrays_are_taken_as_jit_takes_them():
     x, y = np.asarray(X, np.float64), np.asarray(Y, np.int64)
     compare(SWEEP(PARAMS, x, y), run(PARAMS, X, Y)).assert_ok()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"sample_weight": jnp.ones(11)},
-            r"sample_weight is float32\[11\], it must be floats of shape \(12,\)",
-        ),
-        ({"sample_weight": jnp.ones(12, int)}, r"sample_weight is int32\[12\]"),
-        ({"sample_weight": -jnp.ones(12)}, r"must be finite, not negative, and not 0 everywhere"),
-        ({"sample_weight": jnp.zeros(12)}, r"not 0 everywhere"),
-        ({"sample_weight": jnp.full(12, jnp.nan)}, r"must be finite"),
-        ({"microbatch": 5}, r"microbatch is 5, it must divide the batch, 12"),
-        ({"microbatch": 0}, r"microbatch is 0"),
-        ({"weights": PARAMS[:1]}, r"weights is not shaped like params"),
-        ({"weights": fp.init(KEY, (4, 6, 2))}, r"weights is not shaped like params"),
-    ],
-)
-def test_messages(options, message):
-    with pytest.raises(LayerError, match=message):
-        SWEEP(PARAMS, X, Y, **options)
-
-
-def test_more_messages():
-    with pytest.raises(LayerError, match=r"returns a tuple of \d, a loss takes one array"):
-        fp.value_and_backprop(fp.fork(2), LOSS)((), X, Y)
-    bad = LOSS._replace(forward=lambda params, x, key=None: (jnp.ones(()), ()))
-    with pytest.raises(LayerError, match=r"loss: it gave .*, it must give one number an example"):
-        fp.value_and_backprop(fp.identity, bad)((), X, Y)
-    with pytest.raises(LayerError, match="x holds 4294967296, beyond int32"):
-        SWEEP(PARAMS, np.full((12, 4), 2**32), Y)

@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcprop as fp
-from funcprop import LayerError
 from funcprop.cases.tree import trees
 from tests.drawing import params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
-KEY = jax.random.key(0)
 LAYERS = {"tree_rnn": fp.tree_rnn(4), "tree_lstm": fp.tree_lstm(4)}
 both_layers = pytest.mark.parametrize("name", LAYERS)
 
@@ -312,55 +310,3 @@ def test_the_walk_back_copies_no_buffer():
         assert any("dynamic-update-slice" in body for body in bodies)
         copied = [line for body in bodies for line in body.splitlines() if " copy(" in line]
         assert not [line for line in copied if "[2,9," in line], name
-
-
-X, CHILDREN, _ = drawn(0)
-PAIR = (X, CHILDREN)
-RNN, LSTM = (made(layer, *PAIR) for layer in LAYERS.values())
-SHAPE = jax.eval_shape(lambda: (jnp.zeros((6, 3)), jnp.zeros((6, 2), jnp.int32)))
-
-
-def spoilt(n, bad):
-    children = CHILDREN.copy()
-    children[2, n, 1] = bad
-    return X, children
-
-
-def run(x, params=RNN):
-    return fp.tree_rnn(4).apply(params, x)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: fp.tree_rnn(0), "tree_rnn: hidden is 0, it must be a positive integer"),
-        (lambda: fp.tree_lstm(2.5), "tree_lstm: hidden is 2.5"),
-        (lambda: fp.tree_rnn(4, jnp.tanh), "tree_rnn: tanh is not a Layer"),
-        (lambda: fp.tree_rnn(4, fp.dense(4)).init(KEY, SHAPE), "activation dense has parameters"),
-        (lambda: fp.tree_rnn(4).init(KEY, (6, 3)), r"shape is \(6, 3\), that of \(x, children\)"),
-        (lambda: fp.tree_lstm(4).init(KEY, SHAPE[:1] * 2 + SHAPE[1:]), r"\(N, C\), is due"),
-        (lambda: run(X), "tree_rnn: x is a ndarray, the pair"),
-        (lambda: run((X, CHILDREN, X)), "x is a tuple of 3, the pair"),
-        (lambda: run((X[0], CHILDREN)), r"x is \(6, 3\), nodes \(B, N > 0, d\)"),
-        (lambda: run((X.astype(int), CHILDREN)), "x is int64, floats are due"),
-        (lambda: run((X, X)), r"children is float32\[3, 6, 3\], signed integers \[3, 6, C\]"),
-        (lambda: run((X, CHILDREN.astype("uint8"))), r"children is uint8\[3, 6, 2\]"),
-        (lambda: run((X, CHILDREN[:, 1:])), r"children is int32\[3, 5, 2\]"),
-        (lambda: run((X, 7)), "children is int, signed integers"),
-        (lambda: run(spoilt(3, 3)), r"children\[2, 3\] has 3, a node from 0 to 2 or -1"),
-        (lambda: run(spoilt(4, -2)), r"children\[2, 4\] has -2.*before their parents"),
-        (lambda: run(PAIR, (RNN,)), r"params is a tuple, a dict of \['b', 'u', 'w'\]"),
-        (lambda: run((X[..., :2], CHILDREN)), r"w is \(4, 3\), \(4, 2\) is due for x with 2"),
-        (lambda: run((X.astype("float16"), CHILDREN)), "x is float16, w is float32; cast one"),
-        (lambda: fp.tree_rnn(5).apply(RNN, PAIR), r"w is \(4, 3\), \(5, 3\) is due"),
-        (lambda: fp.tree_lstm(4).apply(RNN, PAIR), r"\['b', 'u', 'w'\], a dict of \['forget', 'ga"),
-        (
-            lambda: fp.tree_lstm(4).apply(LSTM | {"forget": {"w": 1}}, PAIR),
-            r"forget: params is \['w'\]",
-        ),
-        (lambda: fp.tree_lstm(5).apply(LSTM, PAIR), r"gates: w is \(12, 3\), \(15, 3\) is due"),
-    ],
-)
-def test_what_is_refused(call, message):
-    with pytest.raises(LayerError, match=message):
-        call()

@@ -259,32 +259,3 @@ def test_on_meshes(kind):
             batch = jax.device_put((x, target), NamedSharding(mesh, P("data")))
             found = jax.jit(lambda *args: sweep(*args))(held, *batch)
     compare(jax.device_get(found), due).assert_ok()
-
-
-W, H, T = jnp.ones((3, 3, 5)), jnp.ones((4, 5)), jnp.zeros(4, jnp.int32)
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        (lambda: linear_cross_entropy(0), "vocab is 0, it must be a positive integer"),
-        (lambda: linear_cross_entropy(5, chunk=0), "chunk is 0, it must be a positive integer"),
-        (
-            lambda: linear_cross_entropy(5, label_smoothing=1),
-            "label_smoothing is 1, it must be a finite number",
-        ),
-        (lambda: LOSS.init(KEY, ((0,), ())), "features is 0"),
-        (lambda: LOSS.apply((), (H, T)), "params is a tuple, a dict"),
-        (lambda: LOSS.apply({"w": W[:2]}, (H, T)), r"w is float32\[2, 3, 5\].*\[3, 3, 5\] is due"),
-        (lambda: LOSS.apply({"w": W}, (H.astype(jnp.bfloat16), T)), "prediction is bfloat16"),
-        (lambda: LOSS.apply({"w": W}, (H[0], T)), r"prediction is \(5,\), hidden \(B, ..., d"),
-        (lambda: LOSS.apply({"w": W}, (H, T[:3])), r"labels are \(3,\), \(4,\) are due"),
-        (lambda: LOSS.apply({"w": W}, (H, T[:, None])), r"use target\[..., 0\]"),
-        (lambda: LOSS.apply({"w": W}, (H, H)), "target is float32, integer labels are due"),
-        (lambda: LOSS.apply({"w": W}, (H, T == 0)), "target is bool, integer labels"),
-        (lambda: LOSS.apply({"w": W}, (H, (T, T == 0))), "a mask is for tokens"),
-    ],
-)
-def test_what_is_refused(run, message):
-    with pytest.raises(LayerError, match=message):
-        run()
