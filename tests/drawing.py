@@ -6,40 +6,41 @@ import jax
 import numpy as np
 import pytest
 
-whole_or_pairs = pytest.mark.parametrize(
+covering = pytest.mark.parametrize(
     "choose",
     [
-        pytest.param(lambda *given: pairs(*given), id="pairs"),
-        pytest.param(lambda *given: product(*given), id="whole", marks=pytest.mark.slow),
+        pytest.param(lambda *given: covered(2, *given), id="pairs"),
+        pytest.param(lambda *given: covered(3, *given), id="triples", marks=pytest.mark.slow),
     ],
 )
-"""A test over the product of options: by default of each pair of values, with slow of all."""
+"""A test over options: by default of each two values of two of them, with slow of each three."""
 
 
-def product(options, allowed=lambda **chosen: True):
-    """Every choice of one value of each option: ``{"a": [1, 2]}`` gives ``{"a": 1}, {"a": 2}``."""
-    rows = itertools.product(*options.values())
-    found = [dict(zip(options, row, strict=True)) for row in rows]
-    return [chosen for chosen in found if allowed(**chosen)]
+def covered(n, options, allowed=lambda **chosen: True):
+    """A few choices of one value of each option, with each ``n`` values of as many in one of them.
 
-
-def pairs(options, allowed=lambda **chosen: True):
-    """A few of the product, with each two values of two options together in one of them."""
-    places = {name: range(len(values)) for name, values in options.items()}
+    ``covered(1, {"a": [1, 2], "b": [3]})`` gives ``{"a": 1, "b": 3}`` and ``{"a": 2, "b": 3}``.
+    """
+    rows = [
+        dict(zip(options, row, strict=True))
+        for row in itertools.product(*(range(len(values)) for values in options.values()))
+    ]
 
     def values_at(row):
         return {name: options[name][i] for name, i in row.items()}
 
-    def pairs_of(row):
-        return set(itertools.combinations(row.items(), 2))
+    def met_by(row):
+        return set(itertools.combinations(row.items(), n))
 
-    rows = [row for row in product(places) if allowed(**values_at(row))]
+    rows = [row for row in rows if allowed(**values_at(row))]
     np.random.default_rng(0).shuffle(rows)
-    missing, chosen = set().union(*map(pairs_of, rows)), []
+    met, chosen = list(map(met_by, rows)), []
+    missing = set().union(*met)
     while missing:
-        chosen.append(max(rows, key=lambda row: len(pairs_of(row) & missing)))
-        missing -= pairs_of(chosen[-1])
-    return list(map(values_at, chosen))
+        best = max(range(len(rows)), key=lambda i: len(met[i] & missing))
+        chosen.append(values_at(rows[best]))
+        missing -= met[best]
+    return chosen
 
 
 def params_of(layer, shape, seed=0, dtype=None):

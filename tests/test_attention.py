@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import funcprop as fp
 from funcprop.cases.case import entries, normal, some_tokens
-from tests.drawing import params_of, whole_or_pairs
+from tests.drawing import covering, params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -51,8 +51,8 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("block", "queries", "keys"), [(100, 5, 7), (2, 4, 7), (4, 7, 7)])
-@whole_or_pairs
-def test_the_product_of_options(choose, block, queries, keys):
+@covering
+def test_options_together(choose, block, queries, keys):
     draw, chosen = np.random.default_rng(0), choose(OPTIONS)
 
     def error(x, causal, window, groups, masked):

@@ -12,7 +12,7 @@ from jax import lax
 import funcprop as fp
 from funcprop.core import contraction
 from funcprop.layers import windows as maps
-from tests.drawing import params_of, whole_or_pairs
+from tests.drawing import covering, params_of
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -84,7 +84,7 @@ def plain_conv(kernel, **options):
 PADDINGS = ["SAME", "VALID", "CAUSAL"]
 
 
-@whole_or_pairs
+@covering
 def test_several_chunks_and_a_rest(choose):
     options = {
         "shape": [(5, 4, 4), (5, 4, 3, 4), (5, 4, 3, 2, 4)],
@@ -120,7 +120,7 @@ def test_inside_of_loops_the_axes_are_in_the_fast_order():
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])
-@whole_or_pairs
+@covering
 def test_one_axis(choose, kernel):
     options = {
         "shape": [(2, 5, 4), (2, 6, 4)],
@@ -133,7 +133,7 @@ def test_one_axis(choose, kernel):
     agree(conv, plain_conv, choose(options))
 
 
-@whole_or_pairs
+@covering
 def test_two_axes(choose):
     options = {
         "shape": [(2, 6, 5, 4)],
@@ -146,7 +146,7 @@ def test_two_axes(choose):
     agree(conv, plain_conv, choose(options))
 
 
-@whole_or_pairs
+@covering
 def test_three_axes(choose):
     options = {
         "shape": [(2, 4, 5, 3, 4)],
@@ -173,7 +173,7 @@ def plain_transposed(kernel, stride, dilation, padding, groups):
     return run
 
 
-@whole_or_pairs
+@covering
 def test_transposed(choose):
     def layer_of(kernel, **options):
         return fp.conv_transpose(4, kernel, **options)

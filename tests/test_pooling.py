@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import funcprop as fp
-from tests.drawing import whole_or_pairs
+from tests.drawing import covering
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -71,8 +71,8 @@ def fits(window, stride, padding):
 
 @pytest.mark.parametrize("axes", PRODUCTS)
 @pytest.mark.parametrize("kind", ["max", "avg"])
-@whole_or_pairs
-def test_the_product_of_options(choose, kind, axes):
+@covering
+def test_options_together(choose, kind, axes):
     """Whole numbers with many ties: sums and winners have to be the very same."""
     shape, options = PRODUCTS[axes]
     make = {"max": fp.max_pool, "avg": fp.avg_pool}[kind]
