@@ -106,15 +106,19 @@ def test_init_takes_shapes_in_every_form(case):
         assert made(case.layer, form) == (params, out)
 
 
-@pytest.mark.parametrize("case", LAYERS + ACTIVATIONS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_numpy_s_arrays_are_arrays(case):
-    x = case.draw(np.random.default_rng(3))
-    x = jax.tree.map(lambda a: np.asarray(a, np.float32) if is_inexact(a) else np.asarray(a), x)
-    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
-    shape = sizes_of(structs, tuple)
-    params, _ = jax.eval_shape(lambda key: (case.layer.init(key, shape)[0], ()), jax.random.key(0))
-    came = jax.eval_shape(lambda params: case.layer.apply(params, x), params)
-    assert came == jax.eval_shape(case.layer.apply, params, x)
+    """Next to what is traced, x or the parameters, the rest may be as np.load gives it."""
+    params, x, _, delta = jax.device_get(drawn(case))
+
+    def sweep(params, x, delta):
+        y, residuals = case.layer.forward(params, x)
+        return y, case.layer.backward(params, residuals, delta)
+
+    due = jax.eval_shape(sweep, params, x, delta)
+    assert jax.eval_shape(lambda x: sweep(params, x, delta), x) == due
+    if jax.tree.leaves(params):
+        assert jax.eval_shape(lambda params: sweep(params, x, delta), params) == due
 
 
 IDS = jax.ShapeDtypeStruct((4, 6), np.int32)

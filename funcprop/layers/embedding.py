@@ -191,7 +191,7 @@ def sinusoidal(base: float = 10000.0) -> Layer:
 
 
 def _taken(w: jax.Array, ids: jax.Array) -> jax.Array:
-    return w.at[ids].get(mode="fill", fill_value=jnp.nan)
+    return jnp.asarray(w).at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
 def _shape_of_ids(shape: Any) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ def blocks_of(ids: jax.Array, experts: int) -> Blocks:
 
 def _rows(x: jax.Array, pair: jax.Array, ids: jax.Array) -> jax.Array:
     """The rows of the pairs, of one row a pair or one a token; 0 where there is no pair."""
-    x = x.reshape(-1, x.shape[-1])
+    x = jnp.asarray(x).reshape(-1, x.shape[-1])
     return x.at[pair // (ids.size // len(x))].get(mode="fill", fill_value=0)
 
 
@@ -58,12 +58,13 @@ def _by_blocks(f: Any, ids: jax.Array, experts: int) -> jax.Array:
 
 def mapped(x: jax.Array, ids: jax.Array, params: Any) -> jax.Array:
     """W_e x + b_e of each pair's own expert."""
-    w, b = params["w"], params["b"]
+    w, b = jnp.asarray(params["w"]), jnp.asarray(params["b"])
     return _by_blocks(lambda e, pair: _rows(x, pair, ids) @ w[e].T + b[e], ids, len(w))
 
 
 def transported(delta: jax.Array, ids: jax.Array, w: jax.Array) -> jax.Array:
     """δ W_e of each pair's own expert."""
+    w = jnp.asarray(w)
     return _by_blocks(lambda e, pair: _rows(delta, pair, ids) @ w[e], ids, len(w))
 
 

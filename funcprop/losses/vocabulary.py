@@ -188,11 +188,11 @@ def linear_cross_entropy(
 
 
 def _rows(w: Array, labels: Array) -> Array:
-    return w[labels // w.shape[1], labels % w.shape[1]]
+    return jnp.asarray(w)[labels // w.shape[1], labels % w.shape[1]]
 
 
 def _row(w: Array, labels: Array) -> Array:
-    return w[labels]
+    return jnp.asarray(w)[labels]
 
 
 def _check(
