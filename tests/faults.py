@@ -111,6 +111,8 @@ def planted(
         weights, delta: change what goes into its backward pass.
         x, params: change what comes out, delta_x and the gradient.
         back: ``back(right, params, x, delta) -> (delta_x, grads)`` with the right pair.
+
+    A combinator that is made anew from other parts has the change too, as its source would.
     """
 
     def forward(own, given, key=None):
@@ -126,7 +128,15 @@ def planted(
             found = back(found, carriers, given, came)
         return x(found[0]), params(found[1])
 
-    return layer._replace(forward=forward, backward=backward)
+    changed = layer._replace(forward=forward, backward=backward)
+    if layer.rebuild is None:
+        return changed
+
+    def rebuild(parts):
+        again = layer.rebuild(parts)
+        return planted(again, weights=weights, delta=delta, x=x, params=params, back=back)
+
+    return changed._replace(rebuild=rebuild)
 
 
 def around(

@@ -449,6 +449,11 @@ def forgetful(layer):
     return right._replace(backward=backward, rebuild=lambda parts: forgetful(*parts))
 
 
+def stale(layer):
+    """The same with its ``backward`` alone replaced: made anew it is right."""
+    return forgetful(layer)._replace(rebuild=fp.residual(layer).rebuild)
+
+
 GOOD, HEAD = fp.dense(4, fp.sigmoid), fp.dense(3)
 BAD = changed(fp.dense(4, fp.tanh), lambda d: -d)
 PLACES = {
@@ -476,6 +481,15 @@ PLACES = {
             "layers[1].repeat[0] dense",
             "layers[1].repeat[1] dense",
             "layers[2] residual, between its parts",
+        ],
+    ),
+    "in a combinator whose rebuild is right": (
+        fp.serial(fp.residual(fp.serial(GOOD, stale(GOOD))), fp.repeat(stale(GOOD), 2), HEAD),
+        LOSS,
+        [
+            "layers[0].residual.layers[1] residual",
+            "layers[1].repeat[0] residual",
+            "layers[1].repeat[1] residual",
         ],
     ),
     "behind one that stops": (

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..core.checks import LayerError, is_inexact
 from .diagnosis.diagnosis import with_findings
-from .diagnosis.finding import NOT_DETERMINISTIC, Finding, pairs
+from .diagnosis.finding import RESTLESS, Finding, finding, pairs
 from .diagnosis.rewiring import opened
 from .differences import in_words, side_by_side
 from .excuses import completed, excused
-from .judging import both_wrong, by_differences, differ, in_float64
+from .judging import both_wrong, by_differences, differing, in_float64
 from .oracles import Slopes, slopes_by_differences
 from .report import Report
 from .widening import all_widened, cast, narrow_casts, x64_enabled
@@ -122,8 +122,9 @@ def check_gradient(
             return report
         with jax.enable_x64(x64):
             once, again = (jax.jit(lambda *args: gradient(*args))(*args) for _ in range(2))
-        if differ(once, again):
-            return report._replace(findings=(NOT_DETERMINISTIC,))
+        restless = differing(single(once), single(again))
+        if restless:
+            return report._replace(findings=(finding("not deterministic", RESTLESS, restless),))
         value: Callable[[Tree], jax.Array] | None = of_chosen
         tolerance = max(theirs.tolerance, function.tolerance, ours.constants)
         if not function.narrow and not _agrees(due, slopes):

@@ -12,10 +12,10 @@ import numpy as np
 
 from ..core.checks import delta_of, floats_of, is_inexact, with_floats
 from ..core.site import gradient
-from .diagnosis.finding import NOT_DETERMINISTIC, finding, pairs
+from .diagnosis.finding import RESTLESS, Finding, finding, pairs
 from .differences import bounded, in_words, side_by_side
 from .excuses import excused
-from .judging import against_truth, both_wrong, by_differences, differ, in_float64
+from .judging import against_truth, both_wrong, by_differences, differing, in_float64
 from .laws import by_laws
 from .oracles import complex_step, slopes_by_differences
 from .report import Report
@@ -98,19 +98,20 @@ def judged(
     with jax.enable_x64(x64):
         nonlinear = _linearity(manually, given, manual)
         infinite = _far((manually, automatically), given, np.dtype(dtype).name)
-    report = report._replace(problems=(*nonlinear, *infinite, *notes))
+    problems = (*(found.statement for found in (*nonlinear, *infinite)), *notes)
+    report = report._replace(problems=problems)
     if report.ok:
         return _with_laws(report, layer, explain, *exact)
-    if explain is None:
-        return report
+    plain = nonlinear or (infinite if all(row.ok for row in report.leaves) else ())
+    if explain is None:  # what needs no search is named all the same
+        return report._replace(findings=plain)
     with jax.enable_x64(x64):
         again = both_sides(layer, dtype)[0](*given)
-    if differ(manual, again):
-        return report._replace(findings=(NOT_DETERMINISTIC,))
-    if nonlinear:
-        return report._replace(findings=(finding("not linear", nonlinear[0]),))
-    if infinite and all(row.ok for row in report.leaves):
-        return report._replace(findings=(finding("not finite", infinite[0]),))
+    restless = differing(manual, again)
+    if restless:
+        return report._replace(findings=(finding("not deterministic", RESTLESS, restless),))
+    if plain:
+        return report._replace(findings=plain)
     found, rounding = ours()
     names = ("params", "x", "delta")
     inputs = dict(zip(names, (params, point["x"], delta), strict=True))
@@ -186,7 +187,7 @@ def _value(layer, params, x, delta, key):
     return value
 
 
-def _far(sides, given, dtype):
+def _far(sides, given, dtype) -> tuple[Finding, ...]:
     """Whether the manual side is finite where the other one is, at x = 0 and far out."""
     if dtype == "float16":  # whose largest number is near
         return ()
@@ -199,18 +200,20 @@ def _far(sides, given, dtype):
         ]
         if bad:
             where = "x = 0" if not scale else f"{scale:g} times this x"
-            return (f"at {where} {', '.join(bad)} is not finite, and in jax.vjp it is",)
+            text = f"at {where} {', '.join(bad)} is not finite, and in jax.vjp it is"
+            return (finding("not finite", text, tuple(bad)),)
     return ()
 
 
-def _linearity(manual, given, result):
+def _linearity(manual, given, result) -> tuple[Finding, ...]:
     """Law 2: backward(2 δ) = 2 backward(δ), exactly, since 2 is a power of two; no offset."""
     params, floats, delta, *others = given
     doubled = manual(params, floats, _doubled(delta), *others)
     both = pairs(doubled, _doubled(result))
     wrong = [name for name, a, b in both if not _doubles(np.asarray(a), np.asarray(b))]
     if wrong:
-        return (f"backward is not linear in delta: doubling it does not double {', '.join(wrong)}",)
+        text = f"backward is not linear in delta: doubling it does not double {', '.join(wrong)}"
+        return (finding("not linear", text, tuple(wrong)),)
     return ()
 
 

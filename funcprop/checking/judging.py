@@ -87,5 +87,6 @@ def both_wrong(report: Report, truth: Tree) -> Report:
     return report._replace(notes=(*report.notes, *notes))
 
 
-def differ(a: Tree, b: Tree) -> bool:
-    return not all(np.array_equal(x, y, equal_nan=True) for _, x, y in pairs(a, b))
+def differing(a: Tree, b: Tree) -> tuple[str, ...]:
+    """The leaves that are not the same numbers."""
+    return tuple([name for name, x, y in pairs(a, b) if not np.array_equal(x, y, equal_nan=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,12 @@ from .differences import in_words, side_by_side
 from .excuses import excused
 from .judge import both_sides, judged
 from .oracles import slopes_by_differences
-from .parts import by_vjp, taken_apart
+from .parts import Part, by_vjp, taken_apart
 from .report import Report
 from .widening import all_widened, cast, narrow_casts, x64_enabled
 
 Tree = Any
+NOT_THE_SAME = "what its rebuild makes of its parts is right, and so another layer than this one"
 
 
 def check_model(
@@ -43,7 +45,8 @@ def check_model(
     Where it is not, every layer's backward pass is judged on its own: the model is taken apart,
     each part gets the input and the delta that the right derivative brings to it, and a fault in
     ``layers[7]`` is reported there and nowhere else.  What a combinator does between its parts is
-    judged too, with parts whose derivative is that of ``jax.vjp``.
+    judged too, with parts whose derivative is that of ``jax.vjp``; one that its ``rebuild`` does
+    not make anew as it is, where nothing else is to blame, as it stands.
 
     Compare before training: the gradient of a network that fits its data is a sum that cancels to
     nothing, and rounding is all that is left of it on both sides.
@@ -95,7 +98,7 @@ def check_model(
         parts = not report.ok
     if not parts:
         return report if report.ok or evidence is None else evidence.explained(report)
-    found = _parts(model, params, x, y, loss, key, x64)
+    found = _parts(model, params, x, y, loss, key, x64, wrong=not report.ok)
     report = report._replace(parts=tuple(found))
     if any(not part.ok for part in found):
         return report._replace(findings=tuple(f for part in found for f in _placed(part)))
@@ -177,8 +180,11 @@ def _placed(part: Report) -> list[Finding]:
     ]
 
 
-def _parts(model, params, x, y, loss, key, x64) -> list[Report]:
-    """A report for each part and each combinator of the model, and for the loss."""
+def _parts(model, params, x, y, loss, key, x64, wrong) -> list[Report]:
+    """A report for each part and each combinator of the model, and for the loss.
+
+    Where the whole is wrong and none of these is, also for the combinators that are to blame.
+    """
     x, size = checked_batch(x, y)
     own, loss_own = split_params(loss, params)
     dtype = jnp.result_type(*(leaf for leaf in jax.tree.leaves(floats_of((params, x)))))
@@ -191,21 +197,21 @@ def _parts(model, params, x, y, loss, key, x64) -> list[Report]:
         _, kept = by_vjp(loss).forward(loss_own, (prediction, y))
         delta = by_vjp(loss).backward(loss_own, kept, share)[0][0]
         parts = taken_apart(model, own, x, delta, key)
-    found: list[Report] = []
     sides: dict[int, Any] = {}
-    for part in parts:
-        title = f"{part.place} {part.layer.name}".strip()
-        if part.whole:
-            title = f"{title}, between its parts"
-        if id(part.layer) not in sides:  # a part that is repeated is compiled once
-            sides[id(part.layer)] = both_sides(part.layer, dtype)
-        found.append(
-            judged(
-                part.layer, part.params, part.x, part.delta, part.key,
-                dtype=dtype, analytic=False, title=title, x64=x64, explain=with_findings,
-                sides=sides[id(part.layer)],
-            )
+
+    def judged_there(part, layer, more=""):
+        if id(layer) not in sides:  # a part that is repeated is compiled once
+            sides[id(layer)] = both_sides(layer, dtype)
+        return judged(
+            layer, part.params, part.x, part.delta, part.key,
+            dtype=dtype, analytic=False, title=f"{part.place} {layer.name}".strip() + more,
+            x64=x64, explain=with_findings, sides=sides[id(layer)],
         )  # fmt: skip
+
+    found = [
+        judged_there(part, part.layer, ", between its parts" if part.whole else "")
+        for part in parts
+    ]
     title = f"loss {loss.name}"
     found.append(
         judged(
@@ -221,7 +227,26 @@ def _parts(model, params, x, y, loss, key, x64) -> list[Report]:
             explain=with_findings,
         )
     )
+    if wrong and all(report.ok for report in found):
+        found[-1:-1] = _as_they_stand(parts, judged_there)
     return found
+
+
+def _as_they_stand(parts: list[Part], judged_there: Callable[..., Report]) -> list[Report]:
+    """Reports of the innermost combinators whose own backward pass is wrong.
+
+    ``rebuild`` makes another layer than one of them is, as where somebody replaced ``backward``
+    alone: then what was made anew of right parts is right.
+    """
+    blamed: dict[str, Report] = {}
+    for part in reversed(parts):  # what is inside of another comes before it
+        inside = [at for at in blamed if at == part.place or at.startswith(f"{part.place}.")]
+        if not part.whole or not part.place or inside:
+            continue
+        report = judged_there(part, part.own)
+        if not report.ok:
+            blamed[part.place] = report._replace(notes=(*report.notes, NOT_THE_SAME))
+    return list(blamed.values())[::-1]
 
 
 def automatic(model: Layer, loss: Loss) -> Rule:

@@ -22,12 +22,14 @@ class Part(NamedTuple):
     Attributes:
         place: as errors name it, "layers[2]"; "" for the model itself.
         layer: the layer, its own parts replaced by ones that ``jax.vjp`` takes back.
+        own: the layer as it stands in the model.
         params, x, delta, key: of its forward and backward pass.
         whole: whether it is made of parts, whose own backward passes it does not use.
     """
 
     place: str
     layer: Layer
+    own: Layer
     params: Tree
     x: Tree
     delta: Tree
@@ -51,7 +53,7 @@ class _Record:
 
 def taken_apart(model: Layer, params: Tree, x: Tree, delta: Tree, key: Any) -> list[Part]:
     """The model's parts, innermost ones last; delta is carried by ``jax.vjp``, not by them."""
-    places: list[tuple[str, Layer, bool]] = []
+    places: list[tuple[str, Layer, Layer, bool]] = []
     watched = _watched(model, places)
 
     def sweep(params, floats, delta):
@@ -70,9 +72,10 @@ def _watched(model: Layer, places: list) -> Layer:
     def wrap(layer, place, inner):
         if layer.name == "share":  # its places are those of the parameters, which it takes apart
             inner = None
-        places.append((place, layer, inner is not None))
+        trusted = layer
         if inner is not None:
-            places[-1] = place, layer.rebuild(tuple(map(by_vjp, layer.parts))), True
+            trusted = layer.rebuild(tuple(map(by_vjp, layer.parts)))
+        places.append((place, trusted, layer, inner is not None))
         return _remembering(layer, inner, len(places) - 1)
 
     return rebuilt(model, wrap)
@@ -128,14 +131,15 @@ def _collect(tree: Tree, places: list, parts: list[Part]) -> None:
     for record in records:
         if not isinstance(record, _Record):
             continue
-        place, layer, whole = places[record.number]
+        place, trusted, own, whole = places[record.number]
         times = record.mark.shape
         for index in _indices(times):
             met, held = jax.tree.map(
                 lambda leaf, index=index: leaf[index], (record.met, record.statistics)
             )
-            there = given(layer, held) if held else layer
-            parts.append(Part(at_index(place, index), there, **met, whole=whole))
+            if held and index:
+                trusted, own = given(trusted, held), given(own, held)
+            parts.append(Part(at_index(place, index), trusted, own, **met, whole=whole))
         _collect(record.inside, places, parts)
 
 

@@ -66,6 +66,4 @@ def finding(kind: str, statement: str, leaves: tuple[str, ...] = ()) -> Finding:
     return Finding(kind, leaves, statement, MISTAKES[kind])
 
 
-NOT_DETERMINISTIC = finding(
-    "not deterministic", "called twice with the same arguments, it gives two results"
-)
+RESTLESS = "called twice with the same arguments, it gives two results"
