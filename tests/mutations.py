@@ -27,6 +27,7 @@ from tests.programs import (
     called,
     inner,
     run,
+    scan_sizes,
     scanned,
     steps,
     traced,
@@ -558,7 +559,7 @@ def _direction(place):
 
 @kind("nothing carried", "missing term")
 def _carried(place):
-    first, count = (place.params.get(name, 0) for name in ("num_consts", "num_carry"))
+    first, count = scan_sizes(place.params) if place.name == "scan" else (0, 0)
     for n in range(first, first + count):
         if is_float(place.operands[n]):
 
@@ -572,8 +573,8 @@ def _carried(place):
 
 @kind("a step left out", "missing term", "stopped", "off by one")
 def _step(place):
-    count = place.params.get("num_carry", 0)
-    if place.name == "scan" and any(map(is_float, place.results[count:])):
+    _, count = scan_sizes(place.params) if place.name == "scan" else (0, len(place.results))
+    if any(map(is_float, place.results[count:])):
         for word, n in (("first", 0), ("last", -1)):
 
             def change(eqn, xs, inputs, n=n):

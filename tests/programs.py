@@ -163,10 +163,18 @@ def _inside(eqn, operands, label, path, change) -> Values:
     return lax.switch(operands[0], list(branches.values()), *operands[1:])
 
 
+def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = map(len, params["ft_in"].unpack())  # since jax 0.11
+    return consts, carry
+
+
 def scanned(eqn: Any, operands: Values, body: Callable[..., Values]) -> Values:
     """The results of a scan with another step."""
     params = eqn.params
-    a, count = params["num_consts"], params["num_carry"]
+    a, count = scan_sizes(params)
 
     def step(carry, x):
         outs = body(*operands[:a], *carry, *x)

@@ -18,6 +18,7 @@ import funcprop as fp
 from funcprop import cast
 from funcprop.cases.catalogue import ACTIVATIONS, LAYERS
 from funcprop.core.checks import is_inexact
+from tests.programs import scan_sizes
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -232,8 +233,8 @@ def narrow_sums(jaxpr):
         name, given = eqn.primitive.name, eqn.invars
         literals = [v.val for v in given if isinstance(v, Literal)]
         if name == "scan":
-            inner, consts = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
-            outs = inner.outvars[: eqn.params["num_carry"]]
+            inner, (consts, carry) = eqn.params["jaxpr"].jaxpr, scan_sizes(eqn.params)
+            outs = inner.outvars[:carry]
             carries = zip(inner.invars[consts : consts + len(outs)], outs, strict=True)
             sums = {v: e for e in inner.eqns if e.primitive.name == "add" for v in e.outvars}
             for carry, out in carries:
