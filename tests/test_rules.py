@@ -81,7 +81,8 @@ WEIGHABLE = {
     **OTHERS,
     "oja": lambda m, shape: fp.hebbian(m, CE, oja=True),
 }
-DRAWING = {"evolution": KEY, "forward_gradient by weights": KEY}  # the same for any batch
+# The same for any batch; of forward_gradient a direction in which the loss is not flat.
+DRAWING = {"evolution": KEY, "forward_gradient by weights": jax.random.key(2)}
 
 
 @pytest.mark.parametrize("name", WEIGHABLE)
