@@ -220,8 +220,10 @@ def test_what_is_not_linear_or_not_deterministic():
 
     report = check_layer(changed(jnp.tanh), (4,))
     assert [f.kind for f in report.findings] == ["not linear"]
+    assert report.wrong == ("['x']",)
     report = check_layer(changed(lambda d: d * next(draws)), (4,))
     assert [f.kind for f in report.findings] == ["not deterministic"]
+    assert report.wrong == report.findings[0].leaves == ("['x']",)
 
 
 def test_what_is_not_finite_far_out():
@@ -229,9 +231,21 @@ def test_what_is_not_finite_far_out():
         return jnp.exp(z) / (1 + jnp.exp(z))  # NaN from 89 on
 
     layer = fp.elementwise(lambda z: jnp.logaddexp(z, 0), slope)
-    report = check_layer(layer, (4,))
-    assert [f.kind for f in report.findings] == ["not finite"]
-    assert "1000 times this x" in report.problems[0]
+    for diagnose in (True, False):
+        report = check_layer(layer, (4,), diagnose=diagnose)
+        assert [f.kind for f in report.findings] == ["not finite"]
+        assert report.wrong == ("['x']",)
+        assert "1000 times this x" in report.problems[0]
+
+
+@pytest.mark.parametrize("diagnose", [True, False])
+def test_what_is_right_for_this_delta_alone_is_named(diagnose):
+    """A bound that only the doubled delta meets: no row fails, and the leaf is named."""
+    layer = fp.identity._replace(backward=lambda w, r, d, s=fp.gradient: (jnp.clip(d, -1, 1), ()))
+    report = check_layer(layer, x=np.ones((3, 1)), diagnose=diagnose)
+    assert all(row.ok for row in report.leaves)
+    assert [f.kind for f in report.findings] == ["not linear"]
+    assert report.wrong == ("['x']",)
 
 
 def test_what_is_wrong_on_both_sides_is_said_and_the_nearer_side_is_not_accused():

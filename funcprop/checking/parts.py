@@ -137,9 +137,10 @@ def _collect(tree: Tree, places: list, parts: list[Part]) -> None:
             met, held = jax.tree.map(
                 lambda leaf, index=index: leaf[index], (record.met, record.statistics)
             )
-            if held and index:
-                trusted, own = given(trusted, held), given(own, held)
-            parts.append(Part(at_index(place, index), trusted, own, **met, whole=whole))
+            there = trusted, own
+            if held and index:  # each repetition has statistics of its own
+                there = given(trusted, held), given(own, held)
+            parts.append(Part(at_index(place, index), *there, **met, whole=whole))
         _collect(record.inside, places, parts)
 
 
