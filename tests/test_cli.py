@@ -737,6 +737,26 @@ def test_interrupted(tmp_path):
     assert err == "funcprop train: interrupted\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lost_in_a_callback_is_obeyed_at_the_next_epoch(
+    tmp_path, untrained, monkeypatch, number, code
+):
+    show = runs._Progress.show
+
+    def shown(progress, row):
+        if row["epoch"] == 1:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(number)
+        else:
+            show(progress, row)
+
+    monkeypatch.setattr(runs._Progress, "show", shown)
+    words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(tmp_path / "run")]
+    assert cli.main([*words, *SMALL]) == code
+    assert not (tmp_path / "run" / "model.json").exists()
+    assert cli.main(["--version"]) == 0
+
+
 def test_signals_are_those_of_before_when_a_command_has_ended(capsys):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert cli.main(["--version"]) == 0

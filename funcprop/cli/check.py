@@ -22,7 +22,7 @@ from ..checking.page import page
 from ..checking.report import Report
 from ..core.checks import LayerError
 from ..core.loss import Loss
-from .files import CommandError, to_json, write_file
+from .files import CommandError, stop_if_asked, to_json, write_file
 
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -168,6 +168,7 @@ def _catalogue(args: argparse.Namespace) -> int:
             _checked, *zip(*itertools.product(cases, args.dtype), strict=True)
         ):
             results.append(result)
+            stop_if_asked()
             difference = result["oracle_difference"]
             print(
                 f"{result['name']:<{width}}  {result['kind']:<10}  {result['dtype']:<8}  "

@@ -32,6 +32,17 @@ def writing(path: Path) -> Iterator[None]:
         raise CommandError(f"cannot write to {path}: {error.strerror or error}") from None
 
 
+ASKED: list[KeyboardInterrupt] = []
+"""What Ctrl-C or SIGTERM has raised in the command that runs."""
+
+
+def stop_if_asked() -> None:
+    """Raises it again: an exception that hits a callback of C code, a collection of garbage say, is
+    printed there and lost."""
+    if ASKED:
+        raise ASKED[0]
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C and SIGTERM are ignored: for a few milliseconds that must not be cut in two."""

@@ -19,7 +19,7 @@ from ..data import data_files, tables, tasks
 from ..data.datasets import DataError
 from . import check as checks
 from . import runs, trained
-from .files import CommandError, uninterrupted
+from .files import ASKED, CommandError, uninterrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,8 +103,10 @@ def _stopped_by_signals(last_command: bool) -> Iterator[None]:
         nonlocal last
         if time.monotonic() - last > 1:  # else the first is being obeyed
             last = time.monotonic()
-            raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            ASKED.append(_Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+            raise ASKED[-1]
 
+    ASKED.clear()
     try:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -30,7 +30,7 @@ from ..multilayer_perceptron import Params, mlp
 from ..training.evaluation import accuracy
 from ..training.fit import fit
 from ..training.stopping import History
-from .files import CommandError, to_json
+from .files import CommandError, stop_if_asked, to_json
 from .run_folder import check_writable
 from .trained import ACTIVATIONS, LOSSES, Meaning, described, not_finite, save
 
@@ -266,6 +266,7 @@ class _Progress:
             print(flush=True)
 
     def show(self, row: dict[str, Any]) -> None:
+        stop_if_asked()
         now, epoch = time.perf_counter(), row["epoch"]
         # The first epoch compiles: speed is measured from its end.
         self.begun = now if self.begun is None else self.begun
