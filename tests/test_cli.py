@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import gc
 import io
 import itertools
 import json
@@ -737,22 +738,30 @@ def test_interrupted(tmp_path):
     assert err == "funcprop train: interrupted\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "due", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
 def test_a_signal_lost_in_a_callback_is_obeyed_at_the_next_epoch(
-    tmp_path, untrained, monkeypatch, number, code
+    tmp_path, untrained, monkeypatch, capsys, number, due, word
 ):
     show = runs._Progress.show
 
+    def signalled(phase, info):
+        gc.callbacks.remove(signalled)
+        signal.raise_signal(number)
+
     def shown(progress, row):
         if row["epoch"] == 1:
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.raise_signal(number)
+            gc.callbacks.append(signalled)
+            gc.collect()
         else:
             show(progress, row)
 
     monkeypatch.setattr(runs._Progress, "show", shown)
     words = ["--data", str(flowers(tmp_path / "flowers.csv")), "--out", str(tmp_path / "run")]
-    assert cli.main([*words, *SMALL]) == code
+    code, line = failure(capsys, *words, *SMALL)
+    assert (code, line) == (due, f"funcprop train: {word}")
     assert not (tmp_path / "run" / "model.json").exists()
     assert cli.main(["--version"]) == 0
 

@@ -37,8 +37,8 @@ ASKED: list[KeyboardInterrupt] = []
 
 
 def stop_if_asked() -> None:
-    """Raises it again: an exception that hits a callback of C code, a collection of garbage say, is
-    printed there and lost."""
+    """Raises it again: an exception that hits a callback of C code, such as JAX's own at every
+    collection of garbage, is lost there."""
     if ASKED:
         raise ASKED[0]
 

@@ -106,7 +106,12 @@ def _stopped_by_signals(last_command: bool) -> Iterator[None]:
             ASKED.append(_Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
             raise ASKED[-1]
 
+    def lost(unraisable: Any) -> None:
+        if not any(unraisable.exc_value is asked for asked in ASKED):
+            hook(unraisable)
+
     ASKED.clear()
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -116,6 +121,7 @@ def _stopped_by_signals(last_command: bool) -> Iterator[None]:
                     signal.signal(number, stop)
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             ends = last_command and last > -math.inf
             signal.signal(number, signal.SIG_IGN if ends else handler)
